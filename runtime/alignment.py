@@ -41,3 +41,24 @@ def lag_peak(curve: Array) -> LagPeak:
     """The highest point of a lag curve [2 L + 1] and its height over the median."""
     best = int(np.argmax(curve))
     return LagPeak(best - len(curve) // 2, float(curve[best] - np.median(curve)))
+
+
+def domain_statistics(visual: Array, align_v: Array, align_a: Array) -> Float64:
+    """What is compared with the calibration set: visual [T, C], align [T, E] -> [C + 2].
+
+    The mean visual feature says whether these pixels look like the training pictures; how far each
+    modality's align tokens spread says whether the encoders still find anything to follow (on
+    material they do not know, the tokens of a window fall together).
+    """
+    spread = [1.0 - float(np.linalg.norm(x.astype(np.float64).mean(0))) for x in (align_v, align_a)]
+    return np.concatenate([visual.astype(np.float64).mean(0), spread])
+
+
+def domain_distance(statistics: Array, domain: DomainSpec) -> float:
+    """Root mean square of the whitened difference; 0.0 where no domain was calibrated."""
+    if not domain.mean:
+        return 0.0
+    difference = statistics - np.asarray(domain.mean)
+    assert difference.shape == (len(domain.mean),), (statistics.shape, len(domain.mean))
+    whitened = np.asarray(domain.whitener) @ difference
+    return float(np.sqrt((whitened**2).mean()))

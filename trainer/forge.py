@@ -85,6 +85,7 @@ class Forgery:
             "category": self.category,
             "method": f"{self.picture}+{self.sound}" if self.category != CATEGORIES[0] else "real",
             "identity": self.source.identity,
+            "clip": self.source.name,
             "donor": self.donor.identity if self.donor else None,
             "donor_clip": self.donor.name if self.donor else None,
             "split": self.source.split,

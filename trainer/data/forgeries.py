@@ -56,7 +56,7 @@ def shifted(audio: Float32, spec: AudioSpec, rng: np.random.Generator) -> tuple[
     seam, fade = shift % len(audio), round(0.005 * spec.sample_rate_hz)
     lo, hi = max(0, seam - fade), min(len(audio), seam + fade)
     out[lo:hi] *= np.abs(np.linspace(-1, 1, hi - lo, dtype=np.float32))
-    return out, {"shift_s": round(shift_s, 4)}
+    return out, {"shift_s": shift / spec.sample_rate_hz}
 
 
 def vocoded(audio: Float32, spec: AudioSpec, rng: np.random.Generator) -> tuple[Float32, Params]:
