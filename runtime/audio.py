@@ -36,8 +36,9 @@ class AudioTokens(NamedTuple):
     @classmethod
     def concatenate(cls, parts: list[AudioTokens]) -> AudioTokens:
         """Parts must be in order and at least one."""
-        return cls(np.concatenate([p.tokens for p in parts]),
-                   np.concatenate([p.level_dbfs for p in parts]))  # fmt: skip
+        return cls(
+            np.concatenate([p.tokens for p in parts]), np.concatenate([p.level_dbfs for p in parts])
+        )
 
 
 class AudioTokenizer:
@@ -87,8 +88,10 @@ class AudioTokenizer:
         self._fbank.pop(ready - self._popped)
         self._popped = ready
 
-        n = min(len(self._frames) // self.spec.stack,
-                self._received // self.spec.token_samples - self._emitted)  # fmt: skip
+        n = min(
+            len(self._frames) // self.spec.stack,
+            self._received // self.spec.token_samples - self._emitted,
+        )
         if n <= 0:
             return AudioTokens.empty(self.spec)
         taken = n * self.spec.stack

@@ -87,7 +87,8 @@ class FaceTracker:
 
     def update(self, frame: UInt8, token: int) -> list[Face]:
         """frame: [H, W, 3] RGB of grid position ``token`` (rising) -> its faces, oldest first."""
-        assert frame.ndim == 3 and frame.shape[2] == 3 and frame.dtype == np.uint8, frame.shape
+        assert frame.shape[2:] == (3,), f"RGB [H, W, 3] expected, got {frame.shape}"
+        assert frame.dtype == np.uint8, frame.dtype
         grey = self._cv2.cvtColor(frame, self._cv2.COLOR_RGB2GRAY)
         self._follow(grey)
         for track in self._tracks:
@@ -149,7 +150,9 @@ class FaceTracker:
         wait = self.spec.detect_every_tokens if self._tracks else self.spec.search_every_tokens
         self._next_search = token + wait
 
-    def _detect(self, grey: UInt8, scale: float, origin: tuple[int, int]) -> list[tuple[Box, float]]:
+    def _detect(
+        self, grey: UInt8, scale: float, origin: tuple[int, int]
+    ) -> list[tuple[Box, float]]:
         if min(grey.shape) * scale < 40:  # smaller than the detector's own window
             return []
         mode = self._cv2.INTER_AREA if scale < 1 else self._cv2.INTER_LINEAR
@@ -164,8 +167,12 @@ class FaceTracker:
         found = []
         for rect, score in zip(boxes, scores, strict=True):
             x0, y0, x1, y1 = _to_box(rect)
-            box = (x0 / scale + origin[0], y0 / scale + origin[1],
-                   x1 / scale + origin[0], y1 / scale + origin[1])  # fmt: skip
+            box = (
+                x0 / scale + origin[0],
+                y0 / scale + origin[1],
+                x1 / scale + origin[0],
+                y1 / scale + origin[1],
+            )
             found.append((box, float(score)))
         return found
 
@@ -222,8 +229,9 @@ def align(frame: UInt8, landmarks: Float64, spec: FaceSpec) -> UInt8:
     side = spec.crop_px * over
     centred = matrix * over
     centred[:, 2] += (over - 1) / 2  # pixel centres, not corners
-    crop = cv2.warpAffine(frame, centred, (side, side), flags=cv2.INTER_LINEAR,
-                          borderMode=cv2.BORDER_REPLICATE)  # fmt: skip
+    crop = cv2.warpAffine(
+        frame, centred, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
     if over > 1:
         crop = cv2.resize(crop, (spec.crop_px, spec.crop_px), interpolation=cv2.INTER_AREA)
     return np.asarray(crop, dtype=np.uint8)

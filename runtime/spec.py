@@ -97,7 +97,9 @@ class FaceSpec:
 
     def __post_init__(self) -> None:
         if self.crop_px < 32 or self.crop_px % 16:
-            raise SpecError(f"FaceSpec.crop_px must be a multiple of 16 from 32, not {self.crop_px}")
+            raise SpecError(
+                f"FaceSpec.crop_px must be a multiple of 16 from 32, not {self.crop_px}"
+            )
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,9 @@ class PairSpec:
         try:
             data = json.loads(text)
         except (TypeError, ValueError) as err:
-            raise SpecError(f"the model's spec is not JSON ({err}); export the model again") from err
+            raise SpecError(
+                f"the model's spec is not JSON ({err}); export the model again"
+            ) from err
         if not isinstance(data, dict) or data.get("version") != SPEC_VERSION:
             found = data.get("version") if isinstance(data, dict) else type(data).__name__
             raise SpecError(

@@ -79,9 +79,7 @@ class VideoGrid(Generic[T]):
         # picture k serves token i when t_k <= (i + 0.5) / 25; one at t_s serves i >= 25 t_s - 0.5
         while (self._next_token + 0.5) / self._token_hz < t_s - 1e-9:
             time_s = self._next_token / self._token_hz
-            if self._held is None:
-                items.append(GridItem(self._next_token, None, False))
-            elif time_s - self._held[0] > self._max_gap_s + 1e-9:
+            if self._held is None or time_s - self._held[0] > self._max_gap_s + 1e-9:
                 items.append(GridItem(self._next_token, None, False))
             else:
                 items.append(GridItem(self._next_token, self._held[1], not self._held_used))

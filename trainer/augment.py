@@ -33,16 +33,21 @@ def augment_crops(crops: UInt8, rng: np.random.Generator) -> UInt8:
     table = np.clip(np.arange(256)[:, None] * gain + offset, 0, 255).astype(np.uint8)  # [256, 3]
     out = np.empty_like(crops)
     for i, crop in enumerate(crops):
-        x = cv2.warpAffine(crop, matrix, (side, side), flags=cv2.INTER_LINEAR,
-                           borderMode=cv2.BORDER_REPLICATE)  # fmt: skip
+        x = cv2.warpAffine(
+            crop, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
         if shrink:
             small = round(side / shrink)
-            x = cv2.resize(cv2.resize(x, (small, small), interpolation=cv2.INTER_AREA),
-                           (side, side), interpolation=cv2.INTER_LINEAR)  # fmt: skip
+            x = cv2.resize(
+                cv2.resize(x, (small, small), interpolation=cv2.INTER_AREA),
+                (side, side),
+                interpolation=cv2.INTER_LINEAR,
+            )
         x = cv2.LUT(x, table[None])
         if quality is not None:
-            x = cv2.imdecode(cv2.imencode(".jpg", x, [cv2.IMWRITE_JPEG_QUALITY, quality])[1],
-                             cv2.IMREAD_COLOR)  # fmt: skip
+            x = cv2.imdecode(
+                cv2.imencode(".jpg", x, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR
+            )
         out[i] = x
     if grey:
         out[:] = out.mean(-1, keepdims=True).astype(np.uint8)

@@ -49,8 +49,13 @@ def fit_platt(difference: Array, fake: Array) -> Platt:
     return Platt(1 / slope, float(model.intercept_[0]))
 
 
-def fit_domain(statistics: Array, *, quantile: float = 0.99, margin: float = 1.25,
-               held_out: Array | None = None) -> DomainSpec:  # fmt: skip
+def fit_domain(
+    statistics: Array,
+    *,
+    quantile: float = 0.99,
+    margin: float = 1.25,
+    held_out: Array | None = None,
+) -> DomainSpec:
     """statistics [n, K] of windows that are in the domain.
 
     The bound is ``margin`` times the quantile of the distances of ``held_out`` [m, K] (other

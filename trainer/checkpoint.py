@@ -37,12 +37,13 @@ def save_checkpoint(path: Path | str, model: MSCT, cfg: ModelConfig, spec: PairS
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, metadata)
-        temporary.replace(path)
+        try:
+            save_file(tensors, temporary, metadata)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except (OSError, SafetensorError) as err:
         raise ModelError(f"cannot write the checkpoint {path}: {err}") from err
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(

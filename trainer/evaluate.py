@@ -84,7 +84,9 @@ def evaluate(clips: Path, backend: Backend, split: str) -> dict[str, Any]:
     try:
         records = json.loads((clips / "forge.json").read_text())["clips"]
     except (OSError, ValueError, KeyError) as err:
-        raise UsageError(f"{clips} has no readable forge.json; make the set by trainer.forge") from err
+        raise UsageError(
+            f"{clips} has no readable forge.json; make the set by trainer.forge"
+        ) from err
     chosen = [r for r in records if split in ("all", r["split"])]
     if not chosen:
         raise UsageError(f"{clips} has no clips in split {split!r}")
@@ -99,19 +101,29 @@ def evaluate(clips: Path, backend: Backend, split: str) -> dict[str, Any]:
         except MediaError as err:
             failed[record["file"]] = str(err)
             continue
-        rows = (total, categories.setdefault(record["category"], Row()),
-                methods.setdefault(record["method"], Row()))  # fmt: skip
+        rows = (
+            total,
+            categories.setdefault(record["category"], Row()),
+            methods.setdefault(record["method"], Row()),
+        )
         for row in rows:
             row.add(record["identity"], sink.verdicts)
         fake = record["fake_video"] or record["fake_audio"]
-        scores += [(v.p_fake, fake) for v in sink.verdicts
-                   if v.label is not Label.ABSTAIN and v.p_fake is not None]  # fmt: skip
+        scores += [
+            (v.p_fake, fake)
+            for v in sink.verdicts
+            if v.label is not Label.ABSTAIN and v.p_fake is not None
+        ]
     result: dict[str, Any] = {
-        "model_id": backend.spec.model_id, "provider": backend.provider, "split": split,
-        "threshold": backend.spec.calibration.threshold, **total.to_dict(),
+        "model_id": backend.spec.model_id,
+        "provider": backend.provider,
+        "split": split,
+        "threshold": backend.spec.calibration.threshold,
+        **total.to_dict(),
         "categories": {k: v.to_dict() for k, v in sorted(categories.items())},
-        "methods": {k: v.to_dict() for k, v in sorted(methods.items())}, "failed": failed,
-    }  # fmt: skip
+        "methods": {k: v.to_dict() for k, v in sorted(methods.items())},
+        "failed": failed,
+    }
     p, y = np.array([s[0] for s in scores]), np.array([s[1] for s in scores], int)
     if len(set(y.tolist())) == 2:
         result["judged_windows"] = metrics.summary(y, p, result["threshold"])
@@ -123,21 +135,26 @@ def _print(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console()
-    console.print(f"{result['model_id']} on {result['provider']}, split {result['split']}: "
-                  f"{result['clips']} clips, {result['windows']} windows, "
-                  f"{result['identities']} identities")  # fmt: skip
+    console.print(
+        f"{result['model_id']} on {result['provider']}, split {result['split']}: "
+        f"{result['clips']} clips, {result['windows']} windows, "
+        f"{result['identities']} identities"
+    )
     table = Table("", "clips", "identities", "windows", "coverage", "called fake", "abstained")
     rows = [("all", result), *result["categories"].items(), *result["methods"].items()]
     for name, row in rows:
         share = row["called_fake"]
         kind = "false alarms " if name in (GENUINE, "real") else ""
         table.add_row(
-            name, str(row["clips"]), str(row["identities"]), str(row["windows"]),
+            name,
+            str(row["clips"]),
+            str(row["identities"]),
+            str(row["windows"]),
             "-" if row["coverage"] is None else f"{row['coverage']:.1%}",
             "-" if share is None or name == "all" else f"{kind}{share:.1%}",
             ", ".join(f"{k} {v}" for k, v in row["abstained"].items()),
             end_section=name in ("all", "RealVideo-RealAudio"),
-        )  # fmt: skip
+        )
     console.print(table)
     if "judged_windows" in result:
         shown = "  ".join(f"{k} {v:.4g}" for k, v in result["judged_windows"].items())
@@ -147,8 +164,9 @@ def _print(result: dict[str, Any]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m trainer.evaluate",
-                                     description=(__doc__ or "").split("\n")[0])  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.evaluate", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--clips", type=Path, required=True, help="folder written by trainer.forge")
     parser.add_argument("--split", default="test", choices=("train", "val", "test", "all"))
     parser.add_argument("--model", default=DEFAULT_PRESET, help="a preset or a folder with a pair")

@@ -39,7 +39,7 @@ from trainer import metrics
 from trainer.calibrate import Platt, fit_domain, fit_platt
 from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.config import PRESETS, ModelConfig, preset
-from trainer.data.prepared import Batch, PreparedClip, PreparedSet, Sampler
+from trainer.data.prepared import Batch, PreparedSet, Sampler
 from trainer.losses import msct_loss, temporal_contrast
 from trainer.model.msct import MSCT
 from trainer.scoring import WindowScores, score_windows, summarise
@@ -75,16 +75,22 @@ class FitConfig:
 
 
 MINIATURE: dict[str, Any] = {
-    "align_steps": 20, "joint_steps": 20, "batch": 4, "warmup": 5, "validate_every": 20,
-    "save_every": 20, "ema": 0.9,
-}  # fmt: skip
+    "align_steps": 20,
+    "joint_steps": 20,
+    "batch": 4,
+    "warmup": 5,
+    "validate_every": 20,
+    "save_every": 20,
+    "ema": 0.9,
+}
 
 
 class Trainer:
     """One run in one folder; :meth:`run` continues it where its state file says."""
 
-    def __init__(self, config: FitConfig, model_config: ModelConfig, data: PreparedSet,
-                 folder: Path) -> None:  # fmt: skip
+    def __init__(
+        self, config: FitConfig, model_config: ModelConfig, data: PreparedSet, folder: Path
+    ) -> None:
         if data.crop_px != model_config.crop_px:
             raise UsageError(
                 f"{data.folder} has crops of {data.crop_px} px, {model_config.name} wants "
@@ -104,11 +110,14 @@ class Trainer:
         self.train_clips, self.seen_val = data.holdout(config.holdout, config.seed)
         self.val_clips = data.select("val") + self.seen_val
         self.sampler = Sampler(
-            self.train_clips, window_tokens=config.window_tokens,
+            self.train_clips,
+            window_tokens=config.window_tokens,
             max_lag_tokens=self.stream.max_transport_tokens,
-            forged_shift_tokens=self.stream.forged_shift_tokens, seed=config.seed,
-            remix=config.remix, modality_dropout=config.modality_dropout,
-        )  # fmt: skip
+            forged_shift_tokens=self.stream.forged_shift_tokens,
+            seed=config.seed,
+            remix=config.remix,
+            modality_dropout=config.modality_dropout,
+        )
         self.step = 0
         self.best: dict[str, Any] = {"score": -1.0, "step": -1}
 
@@ -162,9 +171,11 @@ class Trainer:
             weight_v=has_v,
         )
         contrast = temporal_contrast(
-            out.align_v, out.align_a, offsets=torch.from_numpy(batch.lag_tokens),
+            out.align_v,
+            out.align_a,
+            offsets=torch.from_numpy(batch.lag_tokens),
             weight=torch.from_numpy(batch.matched) & has_v & has_a,
-        )  # fmt: skip
+        )
         total = loss.total + self.config.contrast_weight * contrast
         return {**loss._asdict(), "contrast": contrast, "loss": total}
 
@@ -180,8 +191,9 @@ class Trainer:
     @torch.no_grad()
     def _update_average(self) -> None:
         keep = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        for mine, new in zip(self.average.state_dict().values(),
-                             self.model.state_dict().values(), strict=True):  # fmt: skip
+        for mine, new in zip(
+            self.average.state_dict().values(), self.model.state_dict().values(), strict=True
+        ):
             if mine.is_floating_point():
                 mine.lerp_(new, 1 - keep)
             else:
@@ -195,8 +207,12 @@ class Trainer:
 
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write_config()
-        columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(),
-                   TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
+        columns = (
+            *Progress.get_default_columns()[:-1],
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
         with Progress(*columns) as bar, (self.folder / "log.jsonl").open("a") as log:
             task = bar.add_task("align", total=self.config.steps, completed=self.step, note="")
             while self.step < self.config.steps:
@@ -204,8 +220,9 @@ class Trainer:
                 terms = self.train_step()
                 seconds = time.perf_counter() - started
                 stage = "align" if self.step <= self.config.align_steps else "joint"
-                bar.update(task, completed=self.step, description=stage,
-                           note=f"loss {terms['loss']:.3f}")  # fmt: skip
+                bar.update(
+                    task, completed=self.step, description=stage, note=f"loss {terms['loss']:.3f}"
+                )
                 row = {"step": self.step, "stage": stage, "s": round(seconds, 3)}
                 log.write(json.dumps({**row, **{k: round(v, 5) for k, v in terms.items()}}) + "\n")
                 if self._due(self.config.validate_every):
@@ -242,8 +259,9 @@ class Trainer:
             score = float(np.mean(parts)) if parts else 0.0
             if score > self.best["score"]:
                 self.best = {"score": score, "step": self.step}
-                save_checkpoint(self.folder / "best.safetensors", self.average,
-                                self.average.cfg, None)  # fmt: skip
+                save_checkpoint(
+                    self.folder / "best.safetensors", self.average, self.average.cfg, None
+                )
         return result
 
     def _finish(self) -> dict[str, Any]:
@@ -252,9 +270,10 @@ class Trainer:
         model = load_checkpoint(best)[0] if best.is_file() else self.average
         result: dict[str, Any] = {
             "step": self.best["step"] if best.is_file() else self.step,
-            "identities": {s: len({c.identity for c in self.data.select(s)})
-                           for s in ("train", "val", "test")},
-        }  # fmt: skip
+            "identities": {
+                s: len({c.identity for c in self.data.select(s)}) for s in ("train", "val", "test")
+            },
+        }
         calibration = Calibration()
         if self.val_clips:
             scores = score_windows(model, self.val_clips, self.stream)
@@ -271,9 +290,12 @@ class Trainer:
         else:
             result["test"] = "none: fewer than three identities"
         spec = PairSpec(
-            model=model.cfg.model_spec(), face=FaceSpec(crop_px=model.cfg.crop_px),
-            stream=self.stream, calibration=calibration, trained=True,
-        )  # fmt: skip
+            model=model.cfg.model_spec(),
+            face=FaceSpec(crop_px=model.cfg.crop_px),
+            stream=self.stream,
+            calibration=calibration,
+            trained=True,
+        )
         save_checkpoint(self.folder / "checkpoint.safetensors", model, model.cfg, spec)
         _write_json(self.folder / "metrics.json", result)
         return result
@@ -283,30 +305,49 @@ class Trainer:
         v = fit_platt(scores.difference_v, scores.fake_video)
         a = fit_platt(scores.difference_a, scores.synthetic_voice)
         # the held-out clips of the training speakers span the domain; other speakers bound it
-        train = score_windows(model, self.train_clips[:: max(1, len(self.train_clips) // 300)],
-                              self.stream, hop_tokens=12)  # fmt: skip
+        train = score_windows(
+            model,
+            self.train_clips[:: max(1, len(self.train_clips) // 300)],
+            self.stream,
+            hop_tokens=12,
+        )
         unseen = np.isin(scores.identity, sorted({c.identity for c in self.data.select("val")}))
         domain = fit_domain(
-            np.concatenate([train.statistics, scores.statistics]), held_out=scores.statistics[unseen]
+            np.concatenate([train.statistics, scores.statistics]),
+            held_out=scores.statistics[unseen],
         )
-        threshold = max(0.5, metrics.threshold_at_false_alarms(
-            scores.fake, av(scores.difference_av), self.config.false_alarm_rate
-        ))  # fmt: skip
+        threshold = max(
+            0.5,
+            metrics.threshold_at_false_alarms(
+                scores.fake, av(scores.difference_av), self.config.false_alarm_rate
+            ),
+        )
         return Calibration(
-            temperature_av=av.temperature, temperature_v=v.temperature, temperature_a=a.temperature,
-            bias_av=av.bias, bias_v=v.bias, bias_a=a.bias,
+            temperature_av=av.temperature,
+            temperature_v=v.temperature,
+            temperature_a=a.temperature,
+            bias_av=av.bias,
+            bias_v=v.bias,
+            bias_a=a.bias,
             threshold=round(threshold, 4),
-            false_alarm_rate=self.config.false_alarm_rate, domain=domain,
-        )  # fmt: skip
+            false_alarm_rate=self.config.false_alarm_rate,
+            domain=domain,
+        )
 
     # --- state -----------------------------------------------------------------------------
 
     def _write_config(self) -> None:
-        _write_json(self.folder / "config.json", {
-            "fit": dataclasses.asdict(self.config), "model": self.model.cfg.to_dict(),
-            "data": self._data_digest(), "torch": torch.__version__,
-            "python": platform.python_version(), "machine": platform.machine(),
-        })  # fmt: skip
+        _write_json(
+            self.folder / "config.json",
+            {
+                "fit": dataclasses.asdict(self.config),
+                "model": self.model.cfg.to_dict(),
+                "data": self._data_digest(),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+                "machine": platform.machine(),
+            },
+        )
 
     def _data_digest(self) -> str:
         names = "\n".join(f"{c.file} {c.split} {len(c.crops)}" for c in self.data.clips)
@@ -320,9 +361,12 @@ class Trainer:
         tensors |= {f"average/{k}": v for k, v in self.average.state_dict().items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{i}/{k}": v for k, v in state.items()}
-        metadata = {"step": str(self.step), "best": json.dumps(self.best),
-                    "config": json.dumps(dataclasses.asdict(self.config), sort_keys=True),
-                    "data": self._data_digest()}  # fmt: skip
+        metadata = {
+            "step": str(self.step),
+            "best": json.dumps(self.best),
+            "config": json.dumps(dataclasses.asdict(self.config), sort_keys=True),
+            "data": self._data_digest(),
+        }
         path = self.folder / "state.safetensors"
         temporary = path.with_suffix(f".{os.getpid()}.part")
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
@@ -340,12 +384,14 @@ class Trainer:
         except (OSError, SafetensorError) as err:
             raise ModelError(f"{path} cannot be read ({err}); start without --resume") from err
         if json.loads(metadata["config"]) != dataclasses.asdict(self.config):
-            raise UsageError(f"{path} belongs to a run with other options; use its own, or a new folder")
+            raise UsageError(
+                f"{path} belongs to a run with other options; use its own, or a new folder"
+            )
         if metadata["data"] != self._data_digest():
             raise UsageError(f"{path} belongs to a run on another set")
 
         def part(prefix: str) -> dict[str, Tensor]:
-            return {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
+            return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
         self.model.load_state_dict(part("model/"))
         self.average.load_state_dict(part("average/"))
@@ -365,7 +411,9 @@ def _auc_of(scores: WindowScores, identities: list[str]) -> float | None:
 
 
 def _one_line(score: dict[str, Any]) -> str:
-    return "  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in score.items())
+    return "  ".join(
+        f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in score.items()
+    )
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -374,8 +422,9 @@ def _write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
-def _forge_and_prepare(genuine: Path, folder: Path, *, segment_s: float | None,
-                       crop_px: int, seed: int) -> PreparedSet:  # fmt: skip
+def _forge_and_prepare(
+    genuine: Path, folder: Path, *, segment_s: float | None, crop_px: int, seed: int
+) -> PreparedSet:
     from trainer.forge import forge
     from trainer.prepare import prepare
 
@@ -386,22 +435,37 @@ def _forge_and_prepare(genuine: Path, folder: Path, *, segment_s: float | None,
 
 def _parser() -> argparse.ArgumentParser:
     defaults = FitConfig()
-    parser = argparse.ArgumentParser(prog="python -m trainer.fit",
-                                     description="Train a preset; without data: a miniature.")  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.fit", description="Train a preset; without data: a miniature."
+    )
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--data", type=Path, help="a set made by trainer.prepare")
     source.add_argument("--genuine", type=Path, help="a folder of genuine clips, forged first")
     parser.add_argument("--preset", default=defaults.preset, help=", ".join(PRESETS))
     parser.add_argument("--output", type=Path, default=Path("runs/fit"), help="run folder")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output")
-    parser.add_argument("--segment", type=float, metavar="S", help="cut long clips (with --genuine)")
-    for name, what in (("align_steps", "steps of the first stage"), ("joint_steps", "of the second"),
-                       ("batch", "windows a step"), ("window_tokens", "tokens of 40 ms a window"),
-                       ("validate_every", "steps"), ("save_every", "steps"), ("seed", ""),
-                       ("threads", "0: torch's choice")):  # fmt: skip
+    parser.add_argument(
+        "--segment", type=float, metavar="S", help="cut long clips (with --genuine)"
+    )
+    for name, what in (
+        ("align_steps", "steps of the first stage"),
+        ("joint_steps", "of the second"),
+        ("batch", "windows a step"),
+        ("window_tokens", "tokens of 40 ms a window"),
+        ("validate_every", "steps"),
+        ("save_every", "steps"),
+        ("seed", ""),
+        ("threads", "0: torch's choice"),
+    ):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=what)
-    for name in ("lr", "weight_decay", "contrast_weight", "modality_dropout", "remix",
-                 "false_alarm_rate"):  # fmt: skip
+    for name in (
+        "lr",
+        "weight_decay",
+        "contrast_weight",
+        "modality_dropout",
+        "remix",
+        "false_alarm_rate",
+    ):
         parser.add_argument(f"--{name.replace('_', '-')}", type=float)
     return parser
 
@@ -428,8 +492,10 @@ def _main(args: argparse.Namespace) -> int:
     base: dict[str, Any] = {}
     if args.data is None and args.genuine is None:
         base = MINIATURE
-        print("no --data and no --genuine: a miniature on the sample clip, to show that the whole "
-              "path works; it learns nothing worth using")  # fmt: skip
+        print(
+            "no --data and no --genuine: a miniature on the sample clip, to show that the whole "
+            "path works; it learns nothing worth using"
+        )
     config = FitConfig(**{**base, **given})
     if min(config.align_steps, config.joint_steps) < 0 or config.batch < 1:
         raise UsageError("steps must not be negative and --batch must be at least 1")
@@ -441,13 +507,20 @@ def _main(args: argparse.Namespace) -> int:
             from runtime.samples import sample_clip
 
             genuine, segment_s = sample_clip().parent, segment_s or 2.8
-        data = _forge_and_prepare(genuine, args.output, segment_s=segment_s,
-                                  crop_px=model_config.crop_px, seed=config.seed)  # fmt: skip
+        data = _forge_and_prepare(
+            genuine,
+            args.output,
+            segment_s=segment_s,
+            crop_px=model_config.crop_px,
+            seed=config.seed,
+        )
     trainer = Trainer(config, model_config, data, args.output)
     if args.resume:
         trainer.resume()
     elif (args.output / "state.safetensors").exists():
-        raise UsageError(f"{args.output} holds a run already; --resume it or choose another --output")
+        raise UsageError(
+            f"{args.output} holds a run already; --resume it or choose another --output"
+        )
     result = trainer.run()
     print(f"checkpoint: {args.output / 'checkpoint.safetensors'}")
     for split in ("validation", "test"):

@@ -24,7 +24,6 @@ import hashlib
 import json
 import math
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,20 +35,39 @@ from runtime.spec import AudioSpec, FaceSpec
 from trainer.data import forgeries
 from trainer.data.clips import Clip, find_faces, read_clip, write_clip
 from trainer.data.layouts import find_genuine
+from trainer.data.parallel import over_processes
 
-CATEGORIES = ("RealVideo-RealAudio", "RealVideo-FakeAudio",
-              "FakeVideo-RealAudio", "FakeVideo-FakeAudio")  # fmt: skip
+CATEGORIES = (
+    "RealVideo-RealAudio",
+    "RealVideo-FakeAudio",
+    "FakeVideo-RealAudio",
+    "FakeVideo-FakeAudio",
+)
 SHORT = dict(zip(CATEGORIES, ("RARV", "FARV", "RAFV", "FAFV"), strict=True))
 # category -> (picture method, sound method), dealt in turn
 METHODS: dict[str, tuple[tuple[str, str], ...]] = {
     "RealVideo-FakeAudio": (("none", "replaced"), ("none", "shifted"), ("none", "vocoded")),
     "FakeVideo-RealAudio": (("self_blend", "none"), ("mouth_replay", "none")),
-    "FakeVideo-FakeAudio": (("mouth_replay", "dubbed"), ("self_blend", "vocoded"),
-                            ("mouth_replay", "vocoded"), ("self_blend", "replaced")),
-}  # fmt: skip
+    "FakeVideo-FakeAudio": (
+        ("mouth_replay", "dubbed"),
+        ("self_blend", "vocoded"),
+        ("mouth_replay", "vocoded"),
+        ("self_blend", "replaced"),
+    ),
+}
 SYNTHETIC_VOICE = frozenset({"vocoded", "dubbed"})
-META_COLUMNS = ("source", "target1", "target2", "method", "category", "type", "race", "gender",
-                "path", "")  # fmt: skip
+META_COLUMNS = (
+    "source",
+    "target1",
+    "target2",
+    "method",
+    "category",
+    "type",
+    "race",
+    "gender",
+    "path",
+    "",
+)
 MIN_TOKENS = 40
 
 
@@ -104,8 +122,9 @@ def _matched(picture: str, sound: str) -> bool:
     return sound in ("none", "vocoded")
 
 
-def assign_splits(identities: list[str], *, val: list[str] | None, test: list[str] | None,
-                  seed: int) -> dict[str, str]:  # fmt: skip
+def assign_splits(
+    identities: list[str], *, val: list[str] | None, test: list[str] | None, seed: int
+) -> dict[str, str]:
     """identity -> train, val or test; by default a seeded 15 and 15 percent, at least one each.
 
     Fewer than three identities cannot be split by identity: all of them train, and the caller
@@ -128,8 +147,9 @@ def assign_splits(identities: list[str], *, val: list[str] | None, test: list[st
     return {str(i): s for i, s in zip(order, names, strict=True)}
 
 
-def plan(pieces: list[Piece], *, per_category: int, per_identity: int = 1,
-         seed: int = 0) -> list[Forgery]:  # fmt: skip
+def plan(
+    pieces: list[Piece], *, per_category: int, per_identity: int = 1, seed: int = 0
+) -> list[Forgery]:
     """Every file of the set, donors dealt; a pure function of its arguments.
 
     Each piece gets ``per_category`` forgeries a category, more where its speaker has so few
@@ -175,8 +195,9 @@ def _deal_donors(pieces: list[Piece], seed: int) -> dict[Piece, Piece]:
     return donor
 
 
-def _forgery(piece: Piece, category: str, picture: str, sound: str, k: int,
-             donor: Piece | None, seed: int) -> Forgery:  # fmt: skip
+def _forgery(
+    piece: Piece, category: str, picture: str, sound: str, k: int, donor: Piece | None, seed: int
+) -> Forgery:
     suffix = "" if category == CATEGORIES[0] else f"_{picture}-{sound}_{k}"
     name = f"{piece.name}{suffix}.mp4"
     file = f"{category}/Unknown/unknown/{piece.identity}/{name}"
@@ -210,9 +231,13 @@ def forge_piece(jobs: list[Forgery], output: Path) -> list[dict[str, Any]]:
             if job.donor == job.source:  # another moment of the same clip
                 offset = int(rng.integers(donor.tokens // 4, donor.tokens * 3 // 4))
             frames, job.params["picture"] = forgeries.mouth_replay(
-                source, find_faces(source, face_spec), donor, find_faces(donor, face_spec), offset,
+                source,
+                find_faces(source, face_spec),
+                donor,
+                find_faces(donor, face_spec),
+                offset,
                 rng,
-            )  # fmt: skip
+            )
         if job.sound == "shifted":
             audio, job.params["sound"] = forgeries.shifted(audio, audio_spec, rng)
         elif job.sound == "vocoded":
@@ -231,8 +256,9 @@ def forge_piece(jobs: list[Forgery], output: Path) -> list[dict[str, Any]]:
 
 
 def _read(piece: Piece, audio_spec: AudioSpec) -> Clip:
-    clip = read_clip(Path(piece.path), audio_spec, start_s=piece.start_s,
-                     duration_s=piece.duration_s)  # fmt: skip
+    clip = read_clip(
+        Path(piece.path), audio_spec, start_s=piece.start_s, duration_s=piece.duration_s
+    )
     if clip.tokens < MIN_TOKENS:
         raise MediaError(f"{Path(piece.path).name}: shorter than {MIN_TOKENS / 25:.1f} s")
     return clip
@@ -248,14 +274,26 @@ def cut(path: Path, identity: str, split: str, segment_s: float | None) -> list[
         length_s = source.info.duration_s or 0.0
     n = max(1, int(length_s / segment_s))
     step_s = round(length_s / n * 25) / 25
-    return [Piece(str(path), identity, split, round(i * step_s, 2), step_s, f"{path.stem}-{i}")
-            for i in range(n)]  # fmt: skip
+    return [
+        Piece(str(path), identity, split, round(i * step_s, 2), step_s, f"{path.stem}-{i}")
+        for i in range(n)
+    ]
 
 
-def forge(genuine: Path, output: Path, *, identities: Path | None = None,
-          val: list[str] | None = None, test: list[str] | None = None, per_category: int = 1, per_identity: int = 1,
-          max_clips: int | None = None, segment_s: float | None = None, seed: int = 0,
-          workers: int = 1) -> dict[str, Any]:  # fmt: skip
+def forge(
+    genuine: Path,
+    output: Path,
+    *,
+    identities: Path | None = None,
+    val: list[str] | None = None,
+    test: list[str] | None = None,
+    per_category: int = 1,
+    per_identity: int = 1,
+    max_clips: int | None = None,
+    segment_s: float | None = None,
+    seed: int = 0,
+    workers: int = 1,
+) -> dict[str, Any]:
     """Write the set; returns what forge.json holds.
 
     Clips that cannot be used are left out, named in ``dropped`` with the reason.  Raises
@@ -284,7 +322,12 @@ def forge(genuine: Path, output: Path, *, identities: Path | None = None,
     output.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []
     dropped: dict[str, str] = {}
-    for piece, result in _run(list(jobs.items()), output, workers):
+    for piece, result in over_processes(
+        _attempt,
+        ((piece, (own, output)) for piece, own in jobs.items()),
+        workers=workers,
+        title="forging",
+    ):
         if isinstance(result, MediaError):
             dropped[piece.name] = str(result)
         else:
@@ -294,24 +337,18 @@ def forge(genuine: Path, output: Path, *, identities: Path | None = None,
             f"none of {len(pieces)} clips could be used: {next(iter(dropped.values()))}"
         )
     records.sort(key=lambda r: r["file"])
-    summary = {"seed": seed, "per_category": per_category, "splits": splits,
-               "dropped": dropped, "clips": records}  # fmt: skip
+    summary = {
+        "seed": seed,
+        "per_category": per_category,
+        "splits": splits,
+        "dropped": dropped,
+        "clips": records,
+    }
     temporary = output / "forge.json.part"
     temporary.write_text(json.dumps(summary, indent=1))
     temporary.replace(output / "forge.json")
     _write_meta(output / "meta_data.csv", records)
     return summary
-
-
-def _run(work: list[tuple[Piece, list[Forgery]]], output: Path, workers: int) -> Any:
-    from rich.progress import Progress
-
-    with Progress(transient=True) as bar, ProcessPoolExecutor(max(1, workers)) as pool:
-        task = bar.add_task("forging", total=len(work))
-        futures = {pool.submit(_attempt, jobs, output): piece for piece, jobs in work}
-        for future in as_completed(futures):
-            bar.advance(task)
-            yield futures[future], future.result()
 
 
 def _attempt(jobs: list[Forgery], output: Path) -> list[dict[str, Any]] | MediaError:
@@ -333,9 +370,20 @@ def _write_meta(path: Path, records: list[dict[str, Any]]) -> None:
             folder, name = r["file"].rsplit("/", 1)
             short = SHORT[r["category"]]
             kind = {"RARV": "A", "FARV": "B", "RAFV": "C", "FAFV": "D"}[short]
-            writer.writerow([r["identity"], r["donor"] or "-", "-", r["method"], kind,
-                             r["category"], "Unknown", "unknown", name,
-                             f"FakeAVCeleb/{folder}"])  # fmt: skip
+            writer.writerow(
+                [
+                    r["identity"],
+                    r["donor"] or "-",
+                    "-",
+                    r["method"],
+                    kind,
+                    r["category"],
+                    "Unknown",
+                    "unknown",
+                    name,
+                    f"FakeAVCeleb/{folder}",
+                ]
+            )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -350,18 +398,32 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--val", type=_names, help="identities for validation, by comma")
     parser.add_argument("--test", type=_names, help="identities for the test, by comma")
     parser.add_argument("--per-category", type=int, default=1, help="forgeries a clip and category")
-    parser.add_argument("--per-identity", type=int, default=1, metavar="N",
-                        help="forgeries a speaker and category at least (more from each clip)")  # fmt: skip
+    parser.add_argument(
+        "--per-identity",
+        type=int,
+        default=1,
+        metavar="N",
+        help="forgeries a speaker and category at least (more from each clip)",
+    )
     parser.add_argument("--max-clips", type=int, help="a speaker's clips at most")
     parser.add_argument("--segment", type=float, metavar="S", help="cut long clips into pieces")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args(argv)
     try:
-        summary = forge(args.genuine, args.output, identities=args.identities, val=args.val,
-                        test=args.test, per_category=args.per_category,
-                        per_identity=args.per_identity, max_clips=args.max_clips,
-                        segment_s=args.segment, seed=args.seed, workers=args.workers)  # fmt: skip
+        summary = forge(
+            args.genuine,
+            args.output,
+            identities=args.identities,
+            val=args.val,
+            test=args.test,
+            per_category=args.per_category,
+            per_identity=args.per_identity,
+            max_clips=args.max_clips,
+            segment_s=args.segment,
+            seed=args.seed,
+            workers=args.workers,
+        )
     except UserError as err:
         print(f"trainer.forge: {err}", file=sys.stderr)
         return err.exit_code

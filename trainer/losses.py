@@ -146,22 +146,22 @@ def temporal_contrast(
 
 
 class TemporalContrast(nn.Module):
-    """:func:`temporal_contrast` with its temperature, learned on a log scale or fixed."""
+    """:func:`temporal_contrast` with its temperature: learned, above a floor, or fixed."""
 
     def __init__(
         self, temperature: float = 0.07, *, learned: bool = True, tolerance: int = 0
     ) -> None:
         super().__init__()
-        if temperature < MIN_TEMPERATURE:
-            raise ValueError(f"temperature must be at least {MIN_TEMPERATURE}, not {temperature}")
+        if temperature <= MIN_TEMPERATURE:
+            raise ValueError(f"temperature must be above {MIN_TEMPERATURE}, not {temperature}")
         self.tolerance = tolerance
-        self.log_temperature = nn.Parameter(
-            torch.tensor(float(temperature)).log(), requires_grad=learned
+        self.log_excess = nn.Parameter(
+            torch.tensor(temperature - MIN_TEMPERATURE).log(), requires_grad=learned
         )
 
     @property
     def temperature(self) -> Tensor:
-        return self.log_temperature.exp().clamp_min(MIN_TEMPERATURE)
+        return MIN_TEMPERATURE + self.log_excess.exp()  # smooth, so it can rise again
 
     def forward(
         self,

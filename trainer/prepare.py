@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -25,37 +24,32 @@ import numpy as np
 from runtime.errors import EXIT_ERROR, MediaError, UsageError, UserError
 from runtime.spec import AudioSpec, FaceSpec, StreamSpec
 from trainer.data.clips import audio_tokens, find_faces, read_clip
+from trainer.data.parallel import over_processes
 
 INDEX = "index.json"
 
 
-def prepare(clips: Path, output: Path, *, face: FaceSpec | None = None,
-            workers: int = 1) -> dict[str, Any]:  # fmt: skip
+def prepare(
+    clips: Path, output: Path, *, face: FaceSpec | None = None, workers: int = 1
+) -> dict[str, Any]:
     """Returns what index.json holds.  Raises UsageError where ``clips`` is no forged set."""
     face = face or FaceSpec()
     try:
         forged = json.loads((clips / "forge.json").read_text())
     except (OSError, ValueError) as err:
-        raise UsageError(f"{clips} has no readable forge.json; make the set by trainer.forge") from err
+        raise UsageError(
+            f"{clips} has no readable forge.json; make the set by trainer.forge"
+        ) from err
     output.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     dropped: dict[str, str] = {}
-    from rich.progress import Progress
-
-    with Progress(transient=True) as bar, ProcessPoolExecutor(max(1, workers)) as pool:
-        task = bar.add_task("preparing", total=len(forged["clips"]))
-        futures = {
-            pool.submit(_prepare_one, clips / r["file"], _target(output, r["file"]), face): r
-            for r in forged["clips"]
-        }
-        for future in as_completed(futures):
-            bar.advance(task)
-            row, result = futures[future], future.result()
-            if isinstance(result, MediaError):
-                dropped[row["file"]] = str(result)
-            else:
-                array = _target(output, row["file"]).relative_to(output).as_posix()
-                rows.append({**row, "array": array, "tokens": result})
+    work = ((r, (clips / r["file"], _target(output, r["file"]), face)) for r in forged["clips"])
+    for row, result in over_processes(_prepare_one, work, workers=workers, title="preparing"):
+        if isinstance(result, MediaError):
+            dropped[row["file"]] = str(result)
+        else:
+            array = _target(output, row["file"]).relative_to(output).as_posix()
+            rows.append({**row, "array": array, "tokens": result})
     if not rows:
         raise MediaError(f"no clip of {clips} could be used: {next(iter(dropped.values()))}")
     rows.sort(key=lambda r: r["file"])
@@ -116,16 +110,18 @@ def bridge(crops: list[Any], max_gap_tokens: int) -> Any:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m trainer.prepare",
-                                     description=(__doc__ or "").split("\n")[0])  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.prepare", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--clips", type=Path, required=True, help="folder written by trainer.forge")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--crop-px", type=int, default=FaceSpec().crop_px)
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args(argv)
     try:
-        index = prepare(args.clips, args.output, face=FaceSpec(crop_px=args.crop_px),
-                        workers=args.workers)  # fmt: skip
+        index = prepare(
+            args.clips, args.output, face=FaceSpec(crop_px=args.crop_px), workers=args.workers
+        )
     except UserError as err:
         print(f"trainer.prepare: {err}", file=sys.stderr)
         return err.exit_code
@@ -133,8 +129,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"trainer.prepare: {err.filename}: {err.strerror}", file=sys.stderr)
         return EXIT_ERROR
     tokens = sum(r["tokens"] for r in index["clips"])
-    print(f"{len(index['clips'])} clips, {tokens / AudioSpec().token_hz:.0f} s; "
-          f"{len(index['dropped'])} dropped")  # fmt: skip
+    print(
+        f"{len(index['clips'])} clips, {tokens / AudioSpec().token_hz:.0f} s; "
+        f"{len(index['dropped'])} dropped"
+    )
     for file, reason in index["dropped"].items():
         print(f"dropped {file}: {reason}")
     return 0

@@ -45,8 +45,9 @@ class WindowScores:
 
 
 @torch.inference_mode()
-def score_windows(model: MSCT, clips: list[PreparedClip], stream: StreamSpec,
-                  hop_tokens: int | None = None) -> WindowScores:  # fmt: skip
+def score_windows(
+    model: MSCT, clips: list[PreparedClip], stream: StreamSpec, hop_tokens: int | None = None
+) -> WindowScores:
     """The model is left in eval mode.  Clips shorter than a window give none."""
     model.eval()
     hop = hop_tokens or stream.hop_tokens
@@ -62,13 +63,23 @@ def score_windows(model: MSCT, clips: list[PreparedClip], stream: StreamSpec,
         v, a = out.align_v.numpy(), out.align_a.numpy()
         for i in range(len(starts)):
             peak = lag_peak(lag_curve(v[i], a[i], stream.max_lag_tokens))
-            rows.append((
-                number, _difference(out.logits_av[i]), _difference(out.logits_v[i]),
-                _difference(out.logits_a[i]), peak.lag_tokens, peak.confidence,
-                domain_statistics(visual[pick[i]].numpy(), v[i], a[i]),
-                int(clip.fake_video or clip.fake_audio), int(clip.fake_video),
-                int(clip.synthetic_voice), clip.category, clip.method, clip.identity,
-            ))  # fmt: skip
+            rows.append(
+                (
+                    number,
+                    _difference(out.logits_av[i]),
+                    _difference(out.logits_v[i]),
+                    _difference(out.logits_a[i]),
+                    peak.lag_tokens,
+                    peak.confidence,
+                    domain_statistics(visual[pick[i]].numpy(), v[i], a[i]),
+                    int(clip.fake_video or clip.fake_audio),
+                    int(clip.fake_video),
+                    int(clip.synthetic_voice),
+                    clip.category,
+                    clip.method,
+                    clip.identity,
+                )
+            )
     if not rows:
         raise ValueError(f"no clip is as long as a window of {stream.window_tokens} tokens")
     return WindowScores(*(np.array(column) for column in zip(*rows, strict=True)))

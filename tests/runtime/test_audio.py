@@ -20,7 +20,9 @@ def speechlike(n: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     t = np.arange(n) / SPEC.sample_rate_hz
     tone = sum(np.sin(2 * np.pi * f * t) / k for k, f in enumerate((140, 430, 1200, 2600), 1))
-    return (0.1 * tone * (1 + np.sin(2 * np.pi * 3 * t)) + 0.003 * rng.standard_normal(n)).astype("f")
+    return (0.1 * tone * (1 + np.sin(2 * np.pi * 3 * t)) + 0.003 * rng.standard_normal(n)).astype(
+        "f"
+    )
 
 
 def test_the_derived_figures_are_those_of_av_hubert():
@@ -65,7 +67,9 @@ def test_matches_log_mel_energies_computed_by_hand():
         edges = np.linspace(*(1127 * np.log1p(np.array([20, 8_000]) / 700)), 28)
         rise = (mel - edges[:26, None]) / (edges[1:27, None] - edges[:26, None])
         fall = (edges[2:, None] - mel) / (edges[2:, None] - edges[1:27, None])
-        frames.append(np.log(np.maximum(np.maximum(np.minimum(rise, fall), 0) @ power, 1.1920929e-7)))
+        frames.append(
+            np.log(np.maximum(np.maximum(np.minimum(rise, fall), 0) @ power, 1.1920929e-7))
+        )
     want = np.concatenate(frames)
     want = (want - want.mean()) / np.sqrt(want.var() + 1e-5)
     np.testing.assert_allclose(tokenize(samples, SPEC).tokens[0], want, atol=2e-3)

@@ -33,9 +33,7 @@ def test_similarity_recovers_a_known_rotation_scale_and_shift():
     source = rng.uniform(0, 100, (3, 2))
     a, b = 1.7 * math.cos(0.3), 1.7 * math.sin(0.3)
     target = source @ np.array([[a, b], [-b, a]]) + [12.0, -5.0]
-    np.testing.assert_allclose(
-        similarity(source, target), [[a, -b, 12.0], [b, a, -5.0]], atol=1e-9
-    )
+    np.testing.assert_allclose(similarity(source, target), [[a, -b, 12.0], [b, a, -5.0]], atol=1e-9)
 
 
 @pytest.mark.parametrize("shrink", [0.7, 1.0, 2.0, 3.4, 9.0])

@@ -16,15 +16,24 @@ CATEGORIES = {
 }
 
 
-def write_noise_set(folder: Path, *, splits: dict[str, str], clips: int = 2, tokens: int = 60,
-                    crop_px: int = 64, seed: int = 0) -> Path:  # fmt: skip
+def write_noise_set(
+    folder: Path,
+    *,
+    splits: dict[str, str],
+    clips: int = 2,
+    tokens: int = 60,
+    crop_px: int = 64,
+    seed: int = 0,
+) -> Path:
     """``splits``: identity -> split.  Forged pictures are darker, forged voices tilted."""
     rng = np.random.default_rng(seed)
     rows = []
     for identity, split in splits.items():
         for category, (method, fake_v, fake_a, synthetic, matched) in CATEGORIES.items():
             for number in range(clips):
-                suffix = "" if category == "RealVideo-RealAudio" else f"_{method.replace('+', '-')}_0"
+                suffix = (
+                    "" if category == "RealVideo-RealAudio" else f"_{method.replace('+', '-')}_0"
+                )
                 file = f"{category}/Unknown/unknown/{identity}/c{number}{suffix}.mp4"
                 array = f"arrays/{Path(file).with_suffix('.npz')}"
                 crops = rng.integers(80, 255, (tokens, crop_px, crop_px, 3))
@@ -35,13 +44,28 @@ def write_noise_set(folder: Path, *, splits: dict[str, str], clips: int = 2, tok
                     audio += np.linspace(-1, 1, 104, dtype=np.float32)
                 target = folder / array
                 target.parent.mkdir(parents=True, exist_ok=True)
-                np.savez(target, crops=crops.astype(np.uint8), tokens=audio,
-                         level_dbfs=np.full(tokens, -20, np.float32))  # fmt: skip
-                rows.append({
-                    "file": file, "array": array, "tokens": tokens, "identity": identity, "clip": f"c{number}",
-                    "split": split, "category": category, "method": method, "fake_video": fake_v,
-                    "fake_audio": fake_a, "synthetic_voice": synthetic, "matched": matched,
-                })  # fmt: skip
+                np.savez(
+                    target,
+                    crops=crops.astype(np.uint8),
+                    tokens=audio,
+                    level_dbfs=np.full(tokens, -20, np.float32),
+                )
+                rows.append(
+                    {
+                        "file": file,
+                        "array": array,
+                        "tokens": tokens,
+                        "identity": identity,
+                        "clip": f"c{number}",
+                        "split": split,
+                        "category": category,
+                        "method": method,
+                        "fake_video": fake_v,
+                        "fake_audio": fake_a,
+                        "synthetic_voice": synthetic,
+                        "matched": matched,
+                    }
+                )
     index = {"crop_px": crop_px, "splits": splits, "dropped": {}, "clips": rows}
     (folder / "index.json").write_text(json.dumps(index))
     return folder

@@ -50,7 +50,7 @@ def test_the_arms_are_the_papers_table_and_a_control_of_capacity():
 
 
 def test_an_unknown_preset_is_a_usage_error_that_lists_the_known():
-    with pytest.raises(UsageError, match="msct-huge.*msct, msct-tiny") as error:
+    with pytest.raises(UsageError, match=r"msct-huge.*msct, msct-tiny") as error:
         preset("msct-huge")
     assert error.value.exit_code == 2
 

@@ -25,8 +25,11 @@ SPEC = AudioSpec()
 
 
 def pieces(counts: dict[str, int], split: str = "train") -> list[Piece]:
-    return [Piece(f"/{i}/{n}.mp4", i, split, 0.0, 3.0, f"{n}") for i, k in counts.items()
-            for n in range(k)]  # fmt: skip
+    return [
+        Piece(f"/{i}/{n}.mp4", i, split, 0.0, 3.0, f"{n}")
+        for i, k in counts.items()
+        for n in range(k)
+    ]
 
 
 def picture_clip(tokens: int = 50) -> tuple[Clip, list[Face | None]]:
@@ -37,7 +40,7 @@ def picture_clip(tokens: int = 50) -> tuple[Clip, list[Face | None]]:
     for i in range(tokens):
         frame = np.full((120, 160, 3), 120, np.uint8)
         frame[30:90, 50 + i % 5 : 110 + i % 5] = texture
-        landmarks = np.array([[65.0, 48.0], [95.0, 48.0], [80.0, 68.0]]) + [i % 5, 0]
+        landmarks = np.array([[65.0, 48.0], [95.0, 48.0], [80.0, 68.0]]) + np.array([i % 5, 0])
         crop = np.zeros((64, 64, 3), np.uint8)
         frames.append(frame)
         faces.append(Face(0, crop, (50, 30, 110, 90), landmarks, 60.0, 1.0))
@@ -191,7 +194,10 @@ class TestFiles:
         assert [c.identity for c in find_genuine(tmp_path)] == ["anna", "anna", "ben", "loose"]
         rules = tmp_path / "who.csv"
         rules.write_text("file,identity\nanna/*,carla\nloose.mp4,carla\n")
-        assert [c.identity for c in find_genuine(tmp_path, rules)] == ["carla"] * 2 + ["ben", "carla"]
+        assert [c.identity for c in find_genuine(tmp_path, rules)] == ["carla"] * 2 + [
+            "ben",
+            "carla",
+        ]
 
     def test_a_csv_with_other_columns_is_refused(self, tmp_path: Path):
         (tmp_path / "a.mp4").touch()

@@ -174,13 +174,13 @@ class TestTemporalContrast:
 
     def test_the_temperature_is_learned_or_not_and_has_a_floor(self):
         learned, fixed = TemporalContrast(0.05), TemporalContrast(0.05, learned=False)
-        assert learned.log_temperature.requires_grad
-        assert not fixed.log_temperature.requires_grad
+        assert learned.temperature.requires_grad
+        assert not fixed.temperature.requires_grad
         assert float(fixed.temperature) == pytest.approx(0.05)
         v, a = unit_tokens(1, 6), unit_tokens(1, 6, seed=1)
         assert float(fixed(v, a)) == pytest.approx(contrast_by_hand(v[0], a[0], 0.05), rel=1e-5)
         with torch.no_grad():
-            learned.log_temperature.fill_(-20.0)
-        assert float(learned.temperature) == pytest.approx(0.01)
-        with pytest.raises(ValueError, match="at least"):
-            TemporalContrast(0.0)
+            learned.log_excess.fill_(-20.0)
+        assert learned.temperature.item() == pytest.approx(0.01)
+        with pytest.raises(ValueError, match="above"):
+            TemporalContrast(0.01)

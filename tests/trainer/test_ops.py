@@ -267,13 +267,16 @@ def test_gradients_agree_with_finite_differences():
     assert torch.autograd.gradcheck(
         lambda *x: ops.differential_cross_attention(*x, scale=0.7),
         (q_self, q_cross, keys, values, lam),
+        fast_mode=True,
     )
     weights = [
         torch.randn(1, 1, k, k, dtype=torch.float64, requires_grad=True) for k in (1, 3, 3, 5)
     ]
     biases = [torch.randn(1, dtype=torch.float64, requires_grad=True) for _ in range(4)]
     assert torch.autograd.gradcheck(
-        lambda k, *wb: ops.multi_scale_key_conv(k, wb[:4], wb[4:]), (keys, *weights, *biases)
+        lambda k, *wb: ops.multi_scale_key_conv(k, wb[:4], wb[4:]),
+        (keys, *weights, *biases),
+        fast_mode=True,
     )
 
 

@@ -45,8 +45,9 @@ class Clip:
         return len(self.frames)
 
 
-def read_clip(path: Path, audio_spec: AudioSpec, *, start_s: float = 0.0,
-              duration_s: float = MAX_CLIP_S) -> Clip:  # fmt: skip
+def read_clip(
+    path: Path, audio_spec: AudioSpec, *, start_s: float = 0.0, duration_s: float = MAX_CLIP_S
+) -> Clip:
     """Decode ``[start_s, start_s + duration_s)`` of a file with picture and sound.
 
     Raises :class:`runtime.errors.MediaError` where one of the two is missing or has a gap.
@@ -109,8 +110,15 @@ def audio_tokens(clip: Clip, spec: AudioSpec) -> AudioTokens:
     return tokenize(clip.audio, spec)
 
 
-def write_clip(path: Path, frames: list[UInt8], audio: Float32, audio_spec: AudioSpec, *,
-               crf: int = 20, audio_bit_rate: int = 64_000) -> None:  # fmt: skip
+def write_clip(
+    path: Path,
+    frames: list[UInt8],
+    audio: Float32,
+    audio_spec: AudioSpec,
+    *,
+    crf: int = 20,
+    audio_bit_rate: int = 64_000,
+) -> None:
     """frames [H, W, 3] at 25 Hz and mono audio -> MP4 (H.264, AAC).  Atomic: whole or not at all.
 
     Odd sides lose their last row or column (4:2:0 sampling).

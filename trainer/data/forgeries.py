@@ -106,8 +106,9 @@ def match_loudness(audio: Float32, like: Float32) -> Float32:
 # --- picture -----------------------------------------------------------------------------------
 
 
-def self_blend(clip: Clip, faces: list[Face | None],
-               rng: np.random.Generator) -> tuple[list[UInt8], Params]:  # fmt: skip
+def self_blend(
+    clip: Clip, faces: list[Face | None], rng: np.random.Generator
+) -> tuple[list[UInt8], Params]:
     """Frames [T][H, W, 3] whose faces are blended with one constant disturbance of themselves."""
     params: Params = {
         "gain": [round(float(v), 4) for v in rng.uniform(0.88, 1.12, 3)],
@@ -129,8 +130,9 @@ def self_blend(clip: Clip, faces: list[Face | None],
     return out, params
 
 
-def _self_blend_one(frame: UInt8, face: Face, region: tuple[float, float, float, float],
-                    wobble: Any, params: Params) -> UInt8:  # fmt: skip
+def _self_blend_one(
+    frame: UInt8, face: Face, region: tuple[float, float, float, float], wobble: Any, params: Params
+) -> UInt8:
     eye_px = _eye_px(face)
     mask = _ellipse(frame.shape, face, region, params["feather"] * eye_px) * params["strength"]
     centre = face.landmarks.mean(0)
@@ -143,17 +145,23 @@ def _self_blend_one(frame: UInt8, face: Face, region: tuple[float, float, float,
         max(8, round(size[0] / params["downscale"])),
         max(8, round(size[1] / params["downscale"])),
     )
-    source = cv2.resize(cv2.resize(source, small, interpolation=cv2.INTER_AREA), size,
-                        interpolation=cv2.INTER_CUBIC)  # fmt: skip
+    source = cv2.resize(
+        cv2.resize(source, small, interpolation=cv2.INTER_AREA), size, interpolation=cv2.INTER_CUBIC
+    )
     wide = source.astype(np.float32)
     wide += params["sharpen"] * (wide - cv2.GaussianBlur(wide, (0, 0), 1.5))
     wide = wide * np.float32(params["gain"]) + np.float32(params["offset"])
     return _blend(frame, wide, mask)
 
 
-def mouth_replay(clip: Clip, faces: list[Face | None], donor: Clip,
-                 donor_faces: list[Face | None], offset: int,
-                 rng: np.random.Generator) -> tuple[list[UInt8], Params]:  # fmt: skip
+def mouth_replay(
+    clip: Clip,
+    faces: list[Face | None],
+    donor: Clip,
+    donor_faces: list[Face | None],
+    offset: int,
+    rng: np.random.Generator,
+) -> tuple[list[UInt8], Params]:
     """Frames [T][H, W, 3] with the mouth of donor token i + ``offset`` (around the end) laid on.
 
     With the donor's own sound at the same offset this is a lip-sync forgery; with the clip's own
@@ -172,22 +180,28 @@ def mouth_replay(clip: Clip, faces: list[Face | None], donor: Clip,
             continue
         matrix = similarity(other.landmarks, face.landmarks)
         size = (frame.shape[1], frame.shape[0])
-        source = cv2.warpAffine(donor.frames[j], matrix, size, flags=cv2.INTER_CUBIC,
-                                borderMode=cv2.BORDER_REPLICATE).astype(np.float32)  # fmt: skip
+        source = cv2.warpAffine(
+            donor.frames[j], matrix, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+        ).astype(np.float32)
         mask = _ellipse(frame.shape, face, region, feather * _eye_px(face))
         if match:
             source = _match_colours(source, frame.astype(np.float32), mask)
         out.append(_blend(frame, source, mask))
-    return out, {"offset_tokens": offset, "feather": round(feather, 4), "grow": round(grow, 4),
-                 "colours_matched": match}  # fmt: skip
+    return out, {
+        "offset_tokens": offset,
+        "feather": round(feather, 4),
+        "grow": round(grow, 4),
+        "colours_matched": match,
+    }
 
 
 def _eye_px(face: Face) -> float:
     return float(np.linalg.norm(face.landmarks[1] - face.landmarks[0]))
 
 
-def _ellipse(shape: tuple[int, ...], face: Face, region: tuple[float, float, float, float],
-             feather_px: float) -> Float32:  # fmt: skip
+def _ellipse(
+    shape: tuple[int, ...], face: Face, region: tuple[float, float, float, float], feather_px: float
+) -> Float32:
     """Soft mask [H, W] in [0, 1] of an ellipse given in units of the mean face."""
     to_picture = similarity(MEAN_FACE, face.landmarks)  # [2, 3]
     angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)

@@ -23,8 +23,11 @@ Float32 = npt.NDArray[np.float32]
 Rng = np.random.Generator
 
 REAL_PAIR, FAKE_AUDIO, FAKE_VIDEO, FAKE_BOTH = (
-    "RealVideo-RealAudio", "RealVideo-FakeAudio", "FakeVideo-RealAudio", "FakeVideo-FakeAudio",
-)  # fmt: skip
+    "RealVideo-RealAudio",
+    "RealVideo-FakeAudio",
+    "FakeVideo-RealAudio",
+    "FakeVideo-FakeAudio",
+)
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,20 @@ class PreparedSet:
             raise MediaError(f"{path} is damaged ({err}); delete it and prepare again") from err
         length = min(len(crops), len(tokens))
         return PreparedClip(
-            row["file"], row["identity"], row["clip"], row["split"], row["category"], row["method"],
-            row["fake_video"], row["fake_audio"], row["synthetic_voice"], row["matched"],
-            crops[:length], tokens[:length], level[:length],
-        )  # fmt: skip
+            row["file"],
+            row["identity"],
+            row["clip"],
+            row["split"],
+            row["category"],
+            row["method"],
+            row["fake_video"],
+            row["fake_audio"],
+            row["synthetic_voice"],
+            row["matched"],
+            crops[:length],
+            tokens[:length],
+            level[:length],
+        )
 
     def select(self, split: str) -> list[PreparedClip]:
         return [clip for clip in self.clips if clip.split == split]
@@ -100,8 +113,9 @@ class PreparedSet:
         held: set[tuple[str, str]] = set()
         train = self.select("train")
         for identity in sorted({c.identity for c in train}):
-            names = sorted({c.clip for c in train if c.identity == identity
-                            and c.category == REAL_PAIR})  # fmt: skip
+            names = sorted(
+                {c.clip for c in train if c.identity == identity and c.category == REAL_PAIR}
+            )
             if len(names) >= 10:
                 chosen = rng.permutation(len(names))[: max(1, round(share * len(names)))]
                 held |= {(identity, names[i]) for i in chosen}
@@ -116,9 +130,18 @@ class Sampler:
     another moment or of another clip of the same speaker under a genuine picture.
     """
 
-    def __init__(self, clips: list[PreparedClip], *, window_tokens: int, max_lag_tokens: int,
-                 forged_shift_tokens: int, seed: int, remix: float = 0.5,
-                 modality_dropout: float = 0.1, augment: bool = True) -> None:  # fmt: skip
+    def __init__(
+        self,
+        clips: list[PreparedClip],
+        *,
+        window_tokens: int,
+        max_lag_tokens: int,
+        forged_shift_tokens: int,
+        seed: int,
+        remix: float = 0.5,
+        modality_dropout: float = 0.1,
+        augment: bool = True,
+    ) -> None:
         self.window, self.max_lag = window_tokens, max_lag_tokens
         self.forged_shift, self.seed = forged_shift_tokens, seed
         self.remix, self.dropout, self.augment = remix, modality_dropout, augment
@@ -142,8 +165,9 @@ class Sampler:
         """The batch of one step: ``size`` windows."""
         rng = np.random.default_rng([self.seed, step])
         categories = [REAL_PAIR] if genuine_only else list(self.by_category)
-        rows = [self._window(categories[i % len(categories)], rng, genuine_only)
-                for i in range(size)]  # fmt: skip
+        rows = [
+            self._window(categories[i % len(categories)], rng, genuine_only) for i in range(size)
+        ]
         return Batch(*(np.stack(column) for column in zip(*rows, strict=True)))
 
     def _window(self, category: str, rng: Rng, align_only: bool) -> tuple[Any, ...]:
@@ -167,9 +191,17 @@ class Sampler:
             has_video = bool(rng.random() < 0.5)
             has_audio = not has_video
         # the sign: tokens taken ``lag`` later lie ``lag`` earlier in the window
-        return (crops, audio, np.int64(clip.fake_video or fake_audio), np.int64(clip.fake_video),
-                np.int64(synthetic), np.bool_(matched), np.int64(-lag), np.bool_(has_video),
-                np.bool_(has_audio))  # fmt: skip
+        return (
+            crops,
+            audio,
+            np.int64(clip.fake_video or fake_audio),
+            np.int64(clip.fake_video),
+            np.int64(synthetic),
+            np.bool_(matched),
+            np.int64(-lag),
+            np.bool_(has_video),
+            np.bool_(has_audio),
+        )
 
     def _remixed(self, rng: Rng) -> tuple[UInt8, Float32]:
         """A genuine picture with the same speaker's voice from elsewhere, both lengths T."""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measurements: each module here is a command that prints a table and writes JSON."""

@@ -1,0 +1,402 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Speed and memory of one whole stream: decoding, faces, sound, model, verdicts.
+
+    python -m benchmarks.stream [--source CLIP] [--loop-to 60] [--size 640x480] [--output J.json]
+
+The clip is looped and transcoded once to the asked length and size at 25 frames a second (H.264,
+AAC 48 kHz stereo), then streamed by a fresh process exactly as ``runtime.stream`` does it, so that
+its peak memory is that of a stream and of nothing else.  Reported:
+
+- real-time factor: seconds of work for a second of media, loading of the model apart;
+- its split by stage;
+- peak resident memory;
+- model time for one more verdict: with the feature cache, by encoding its whole window again, and
+  what it was within the stream, where face detection and decoding compete for the same caches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.environment import describe, peak_memory_mb
+from runtime.backends import Backend, FusionOutput
+from runtime.errors import DependencyError, UsageError, UserError
+from runtime.media import AudioChunk, VideoChunk
+from runtime.models import DEFAULT_PRESET
+from runtime.spec import PairSpec
+from runtime.stream import guarded
+from runtime.timeline import VideoGrid
+from runtime.verdict import Verdict
+
+FPS = 25
+SOURCE_RATE_HZ = 16_000
+SOUND_RATE_HZ = 48_000  # what cameras and files have: the stream must resample it
+COMPARED_WINDOWS = 20  # with the feature cache and without
+TARGET_REAL_TIME_FACTOR = 0.35  # on two cores
+TARGET_PEAK_MEMORY_MB = 700.0
+TARGET_CACHE_GAIN = 5.0
+
+
+class MeteredBackend:
+    """Passes everything on to a backend and counts what it did and how long it took."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.frames = 0
+        self.windows = 0
+        self.seconds = 0.0
+
+    @property
+    def spec(self) -> PairSpec:
+        return self._backend.spec
+
+    @property
+    def provider(self) -> str:
+        return self._backend.provider
+
+    def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        start = time.perf_counter()
+        visual = self._backend.encode(frames)  # [N, C]
+        self.seconds += time.perf_counter() - start
+        self.frames += len(frames)
+        return visual
+
+    def fuse(self, visual: NDArray[np.float32], audio: NDArray[np.float32]) -> FusionOutput:
+        start = time.perf_counter()
+        output = self._backend.fuse(visual, audio)
+        self.seconds += time.perf_counter() - start
+        self.windows += len(visual)
+        return output
+
+    def close(self) -> None:
+        self._backend.close()
+
+    def __enter__(self) -> MeteredBackend:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class LatencySink:
+    """Keeps the latency of every verdict, in milliseconds."""
+
+    def __init__(self) -> None:
+        self.latencies_ms: list[float] = []
+
+    def write(self, verdict: Verdict) -> None:
+        self.latencies_ms.append(verdict.latency_ms)
+
+
+def write_loop(source: Path, target: Path, *, seconds: float, width: int, height: int) -> None:
+    """Transcode ``source``, repeated to ``seconds``, into ``target`` at 25 frames a second.
+
+    Pictures are fitted into ``width`` x ``height`` with black bars, so faces keep their shape.
+    Raises :class:`runtime.errors.MediaError` from the source, :class:`UsageError` if it has no
+    picture or no sound.
+    """
+    try:
+        import av
+    except ModuleNotFoundError as err:
+        raise DependencyError("PyAV is not installed: pip install '.[cpu]'") from err
+
+    wanted = math.ceil(seconds * FPS)  # frames
+    written = 0
+    samples_written = 0
+    with av.open(str(target), "w") as container:
+        video = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast"})
+        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+        audio = container.add_stream("aac", rate=SOUND_RATE_HZ, layout="stereo")
+        while written < wanted:
+            before = written
+            samples: list[NDArray[np.float32]] = []
+            for item in _pictures_and_sound(source, samples):
+                if written == wanted:
+                    break
+                picture = av.VideoFrame.from_ndarray(fit(item, width, height), format="rgb24")
+                picture.pts, picture.time_base = written, Fraction(1, FPS)
+                container.mux(video.encode(picture))
+                written += 1
+            if written == before or not samples:
+                raise UsageError(f"{source}: the benchmark needs a clip with picture and sound")
+            length = (written - before) * SOURCE_RATE_HZ // FPS
+            sound = np.concatenate(samples)[:length]
+            sound = np.pad(sound, (0, length - len(sound)))
+            block = av.AudioFrame.from_ndarray(sound[None], format="flt", layout="mono")
+            block.sample_rate, block.pts = SOURCE_RATE_HZ, samples_written
+            block.time_base = Fraction(1, SOURCE_RATE_HZ)
+            container.mux(audio.encode(block))
+            samples_written += length
+        container.mux(video.encode())
+        container.mux(audio.encode())
+
+
+def _pictures_and_sound(
+    source: Path, samples: list[NDArray[np.float32]]
+) -> Iterator[NDArray[np.uint8]]:
+    """Pictures of one pass at 25 Hz; its sound is appended to ``samples`` on the way."""
+    from runtime.media.file import FileSource
+
+    grid: VideoGrid[NDArray[np.uint8]] = VideoGrid(float(FPS))
+    last: NDArray[np.uint8] | None = None
+    with FileSource(source, sample_rate_hz=SOURCE_RATE_HZ) as media:
+        for chunk in media:
+            if isinstance(chunk, AudioChunk):
+                samples.append(chunk.samples)
+            elif isinstance(chunk, VideoChunk):
+                for item in grid.push(chunk.t_s, chunk.frame):
+                    last = item.frame if item.frame is not None else last
+                    if last is not None:
+                        yield last
+    for item in grid.finish():
+        last = item.frame if item.frame is not None else last
+        if last is not None:
+            yield last
+
+
+def fit(frame: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3] scaled to fit, centred on black [height, width, 3]."""
+    import cv2
+
+    scale = min(width / frame.shape[1], height / frame.shape[0])
+    w, h = max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale))
+    canvas = np.zeros((height, width, 3), np.uint8)
+    top, left = (height - h) // 2, (width - w) // 2
+    canvas[top : top + h, left : left + w] = cv2.resize(frame, (w, h))
+    return canvas
+
+
+def measure(clip: Path, *, model: str, provider: str, threads: int | None) -> dict[str, Any]:
+    """Stream ``clip`` as it is, in this process, and say what it took (JSON-ready)."""
+    from runtime.backends.onnx import load_backend
+    from runtime.media.file import FileSource
+    from runtime.pipeline import run
+
+    start = time.perf_counter()
+    backend = MeteredBackend(load_backend(model, provider=provider, threads=threads))
+    load_s = time.perf_counter() - start
+    sink = LatencySink()
+    with backend:
+        cpu_start = time.process_time()
+        with FileSource(clip, sample_rate_hz=backend.spec.audio.sample_rate_hz) as source:
+            summary = run(source, backend, sinks=[sink])
+        cpu_s = time.process_time() - cpu_start
+        peak_mb = peak_memory_mb()  # before the comparison below adds its own
+        stream_ms = backend.seconds * 1000 / backend.windows if backend.windows else None
+        frames, windows, provider = backend.frames, backend.windows, backend.provider
+        cached_ms, whole_ms = compare_cache(backend)
+    stages = dict(summary.stats.seconds)
+    stages["other"] = summary.wall_s - sum(stages.values())
+    latencies = np.array(sink.latencies_ms or [math.nan])
+    return {
+        "model_id": backend.spec.model_id,
+        "trained": backend.spec.trained,
+        "precision": backend.spec.precision,
+        "provider": provider,
+        "threads": threads,
+        "media_s": summary.media_s,
+        "wall_s": summary.wall_s,
+        "cpu_s": cpu_s,
+        "load_s": load_s,
+        "real_time_factor": summary.wall_s / summary.media_s,
+        "stage_s": stages,
+        "peak_memory_mb": peak_mb,
+        "verdicts": summary.stats.verdicts,
+        "coverage": summary.stats.coverage,
+        "verdict_latency_ms": {
+            "p50": float(np.percentile(latencies, 50)),
+            "p99": float(np.percentile(latencies, 99)),
+            "max": float(latencies.max()),
+        },
+        "frames_encoded": frames,
+        "windows_fused": windows,
+        "model_ms_per_window": {
+            "in_stream": stream_ms,
+            "cached": cached_ms,
+            "whole": whole_ms,
+            "gain": whole_ms / cached_ms,
+        },
+    }
+
+
+def compare_cache(backend: Backend) -> tuple[float, float]:
+    """Median milliseconds of the model for one more verdict: with the cache, and without it.
+
+    With it: a hop's new frames are encoded and the window fused; without: all its frames are.
+    The two alternate, so that both see the same machine; what the pictures show is no matter.
+    """
+    from runtime.session import score_window
+
+    spec, rng = backend.spec, np.random.default_rng(0)
+    tokens, hop, side = spec.stream.window_tokens, spec.stream.hop_tokens, spec.face.crop_px
+    frames = rng.integers(0, 256, (tokens, side, side, 3), dtype=np.uint8)  # [T, H, W, 3]
+    audio = rng.standard_normal((tokens, spec.audio.token_dim)).astype(np.float32)  # [T, 104]
+    ring = backend.encode(frames)  # [T, C]
+    cached_s, whole_s = [], []
+    for _ in range(COMPARED_WINDOWS + 2):
+        start = time.perf_counter()
+        visual = np.concatenate([ring[hop:], backend.encode(frames[-hop:])])
+        backend.fuse(visual[None], audio[None])
+        middle = time.perf_counter()
+        score_window(backend, frames, audio)
+        cached_s.append(middle - start)
+        whole_s.append(time.perf_counter() - middle)
+    # the first two warm up
+    return float(np.median(cached_s[2:])) * 1000, float(np.median(whole_s[2:])) * 1000
+
+
+def report(result: dict[str, Any]) -> str:
+    """The table for people."""
+    media_s, model = result["media_s"], result["model_ms_per_window"]
+    size = result["settings"]["size"]
+    machine = result["machine"]
+    lines = [
+        f"{media_s:.0f} s of {size} at {FPS} frames/s, {result['model_id']} "
+        f"({result['precision']}) on {result['provider']}, {machine['cores']} cores "
+        f"({machine['processor']})",
+        _row("real-time factor", f"{result['real_time_factor']:.3f}", TARGET_REAL_TIME_FACTOR),
+        *(
+            f"    {stage:<20}{seconds / media_s:>9.3f}"
+            for stage, seconds in result["stage_s"].items()
+        ),
+        _row("peak memory, MB", f"{result['peak_memory_mb']:.0f}", TARGET_PEAK_MEMORY_MB),
+        f"{'verdicts':<24}{result['verdicts']:>9}    coverage {result['coverage']:.0%}",
+        f"{'model ms a window':<24}{model['cached']:>9.1f}    whole window {model['whole']:.1f}, "
+        f"in the stream {_number(model['in_stream'])}",
+        f"{'gain of the cache':<24}{model['gain']:>8.1f}x    to reach: >= {TARGET_CACHE_GAIN:g}x",
+    ]
+    return "\n".join(lines)
+
+
+def _row(name: str, value: str, target: float) -> str:
+    return f"{name:<24}{value:>9}    to reach on 2 cores: <= {target:g}"
+
+
+def _number(value: float | None) -> str:
+    return "none: no window reached the model" if value is None else f"{value:.1f}"
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``640x480`` -> (640, 480); even sides, as H.264 wants them."""
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    width, height = (int(side) for side in match.groups()) if match else (0, 0)
+    if width < 64 or height < 64 or width % 2 or height % 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, both even and from 64")
+    return width, height
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds from 1 to 3600."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 1 to 3600")
+    return seconds
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(
+        prog="python -m benchmarks.stream", description="Speed and memory of one whole stream."
+    )
+    options.add_argument(
+        "--source", type=Path, help="a clip with picture and sound (default: the sample clip)"
+    )
+    options.add_argument("--loop-to", type=parse_seconds, default=60.0, metavar="SECONDS")
+    options.add_argument("--size", type=parse_size, default=(640, 480), metavar="WxH")
+    options.add_argument("--model", default=DEFAULT_PRESET, help="a preset, or a pair's folder")
+    options.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
+    options.add_argument("--threads", type=int, help="of the model (default: its backend's)")
+    options.add_argument("--output", type=Path, metavar="FILE.json")
+    options.add_argument(
+        "--as-is",
+        action="store_true",
+        help="stream --source unchanged and in this process; print JSON",
+    )
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code of :mod:`runtime.errors`."""
+    options = parser().parse_args(argv)
+    return guarded(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.source is None:
+        from runtime.samples import sample_clip
+
+        options.source = sample_clip()
+    if options.as_is:
+        chosen = {k: getattr(options, k) for k in ("model", "provider", "threads")}
+        print(json.dumps(measure(options.source, **chosen)))
+        return 0
+    width, height = options.size
+    with tempfile.TemporaryDirectory(prefix="msct-bench-") as folder:
+        clip = Path(folder) / "loop.mp4"
+        print(f"making {options.loop_to:g} s of {width}x{height} ...", file=sys.stderr)
+        write_loop(options.source, clip, seconds=options.loop_to, width=width, height=height)
+        command = [sys.executable, "-m", "benchmarks.stream", "--as-is", "--source", str(clip)]
+        command += ["--model", options.model, "--provider", options.provider]
+        if options.threads is not None:
+            command += ["--threads", str(options.threads)]
+        print("streaming it ...", file=sys.stderr)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        return done.returncode  # it has said why
+    result = {
+        "benchmark": "stream",
+        "schema_version": 1,
+        **describe(),
+        "settings": {
+            "source": options.source.name,
+            "loop_to_s": options.loop_to,
+            "size": f"{width}x{height}",
+            "fps": FPS,
+        },
+        **json.loads(done.stdout.splitlines()[-1]),
+    }
+    print(report(result))
+    if options.output is not None:
+        write_json(options.output, result)
+        print(f"written: {options.output}", file=sys.stderr)
+    return 0
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Whole or not at all; raises :class:`UserError` where the file cannot be written."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as err:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise UserError(f"cannot write {path} ({err.strerror}); choose another --output") from err
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From weights to the files that a device runs.  Only :mod:`export.graphs` needs torch."""

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the model's numbers to a verdict: calibration, smoothing, hysteresis, abstention.
+
+The rules, in words.
+
+* A pair of logits becomes a probability of fake by the model's own calibration:
+  ``sigmoid((logit[1] - logit[0]) / temperature + bias)``.
+* ``p_fake`` is smoothed over a face's windows: its log-odds are a running mean in which the newest
+  window has the weight ``smoothing``.  Windows that abstain for a reason other than ``uncertain``
+  do not enter it, and after a whole window's length without a scored window it starts anew.
+  ``p_fake_video`` and ``p_fake_audio`` are those of the window alone.
+* The label is fake from ``threshold + hysteresis``, real up to ``threshold - hysteresis``; in
+  between a face keeps its label, and one that has none abstains (``uncertain``).  Near 0 and 1 the
+  band shrinks to half of what is left, so that both labels can always be reached.
+* A window abstains for the first of these reasons that holds:
+
+  ===================== ======================================================================
+  too_short             the stream ended before one window was full
+  no_face               no face, or the face was not in view throughout the window
+  face_too_small        its median width is below ``min_face_px``
+  too_many_drops        pictures are missing for longer than ``max_gap_tokens``
+  no_audio              no sound, or not throughout the window
+  no_speech             fewer than ``min_speech_fraction`` of the tokens are loud enough
+  av_clock_unreliable   the sound's timestamps jump by more than 200 ms in all
+  out_of_domain         the window lies too far from what the model was calibrated on
+  no_active_speaker     of several faces this one does not match the sound best, or none does
+  uncertain             see above
+  ===================== ======================================================================
+
+* Scores without a basis are None.  Without a usable face only ``p_fake_audio`` is left, without
+  usable sound only ``p_fake_video``; when the clock is unreliable both, but not the joint ones.
+* A/V offset: :class:`OffsetTracker`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.alignment import lag_peak
+from runtime.spec import FAKE, PairSpec, StreamSpec
+from runtime.verdict import Label, Reason
+
+MAX_CLOCK_ERROR_S = 0.2  # corrections of the sound's clock that one window tolerates
+OFFSET_WINDOWS = 5  # whose lag curves are averaged
+STABLE_WINDOWS = 3  # in a row must show one offset before it is compensated
+
+
+@dataclass(frozen=True)
+class WindowFacts:
+    """What is known of a face's window before the model has seen it."""
+
+    end_token: int
+    face_id: int | None
+    face_throughout: bool
+    face_width_px: float  # median over the window; NaN without a face
+    picture_gap: bool  # pictures, not only the face, are missing
+    sound_throughout: bool
+    speech_fraction: float
+    clock_error_s: float  # sum of the corrections of the sound's clock in the window
+
+
+@dataclass(frozen=True)
+class WindowScores:
+    """What the model said of it; the logits are fake minus real."""
+
+    logit_av: float
+    logit_v: float
+    logit_a: float
+    sync: float
+    speaker: bool  # the sound can be this face's
+    domain_distance: float
+
+
+@dataclass(frozen=True)
+class Judgement:
+    p_fake: float | None
+    p_fake_video: float | None
+    p_fake_audio: float | None
+    sync: float | None
+    label: Label
+    reason: Reason | None
+
+
+@dataclass
+class _FaceState:
+    log_odds: float
+    end_token: int  # of the last window that was scored
+    label: Label | None = None
+
+
+class Decision:
+    """The rules above for one stream; holds the running state of each face."""
+
+    def __init__(self, spec: PairSpec, stream: StreamSpec | None = None) -> None:
+        self._stream = stream or spec.stream
+        self._min_face_px = spec.face.min_face_px
+        self._calibration = spec.calibration
+        self._faces: dict[int, _FaceState] = {}
+        threshold, margin = self._calibration.threshold, self._stream.hysteresis
+        self._fake_from = min(threshold + margin, (1 + threshold) / 2)
+        self._real_to = max(threshold - margin, threshold / 2)
+
+    def picture_reason(self, facts: WindowFacts) -> Reason | None:
+        """Why the picture cannot be scored; a face that is merely small can."""
+        if facts.picture_gap:
+            return Reason.TOO_MANY_DROPS
+        return None if facts.face_throughout else Reason.NO_FACE
+
+    def sound_reason(self, facts: WindowFacts) -> Reason | None:
+        """Why the sound cannot be scored."""
+        if not facts.sound_throughout:
+            return Reason.NO_AUDIO
+        if facts.speech_fraction < self._stream.min_speech_fraction:
+            return Reason.NO_SPEECH
+        return None
+
+    def judge(self, facts: WindowFacts, scores: WindowScores | None) -> Judgement:
+        """``scores`` is None when neither picture nor sound can be scored."""
+        picture, sound = self.picture_reason(facts), self.sound_reason(facts)
+        clock = facts.clock_error_s > MAX_CLOCK_ERROR_S
+        joint = scores is not None and picture is None and sound is None and not clock
+        reason = self._reason(facts, picture, sound, clock, scores)
+        p_fake, label = None, None
+        if joint and scores is not None:
+            logit = _calibrated(
+                scores.logit_av, self._calibration.temperature_av, self._calibration.bias_av
+            )
+            if reason is None:
+                p_fake, label = self._decide(facts, logit)
+            else:
+                p_fake = sigmoid(logit)
+        if label is None and reason is None:
+            reason = Reason.UNCERTAIN
+        return Judgement(
+            p_fake=p_fake,
+            p_fake_video=self._video(scores) if scores and picture is None else None,
+            p_fake_audio=self._audio(scores) if scores and sound is None else None,
+            sync=scores.sync if scores and joint else None,
+            label=label or Label.ABSTAIN,
+            reason=reason,
+        )
+
+    def forget(self, face_id: int) -> None:
+        """A face that is gone; its track id is not used again."""
+        self._faces.pop(face_id, None)
+
+    def _reason(
+        self,
+        facts: WindowFacts,
+        picture: Reason | None,
+        sound: Reason | None,
+        clock: bool,
+        scores: WindowScores | None,
+    ) -> Reason | None:
+        if picture is Reason.NO_FACE:
+            return picture
+        if facts.face_width_px < self._min_face_px:  # False for NaN
+            return Reason.FACE_TOO_SMALL
+        if picture or sound:
+            return picture or sound
+        if clock:
+            return Reason.AV_CLOCK_UNRELIABLE
+        if scores is not None and scores.domain_distance > self._calibration.domain.bound:
+            return Reason.OUT_OF_DOMAIN
+        if scores is not None and not scores.speaker:
+            return Reason.NO_ACTIVE_SPEAKER
+        return None
+
+    def _decide(self, facts: WindowFacts, logit: float) -> tuple[float, Label | None]:
+        """Updates the face's running log-odds and label."""
+        assert facts.face_id is not None
+        state = self._faces.get(facts.face_id)
+        if state is None or facts.end_token - state.end_token >= self._stream.window_tokens:
+            state = _FaceState(logit, facts.end_token)
+        else:
+            state.log_odds += self._stream.smoothing * (logit - state.log_odds)
+            state.end_token = facts.end_token
+        self._faces[facts.face_id] = state
+        p_fake = sigmoid(state.log_odds)
+        if p_fake >= self._fake_from:
+            state.label = Label.FAKE
+        elif p_fake <= self._real_to:
+            state.label = Label.REAL
+        return p_fake, state.label
+
+    def _video(self, scores: WindowScores) -> float:
+        c = self._calibration
+        return sigmoid(_calibrated(scores.logit_v, c.temperature_v, c.bias_v))
+
+    def _audio(self, scores: WindowScores) -> float:
+        c = self._calibration
+        return sigmoid(_calibrated(scores.logit_a, c.temperature_a, c.bias_a))
+
+
+class OffsetTracker:
+    """The offset between one face's lips and the sound, and how much of it to compensate.
+
+    The lag curves of the last :data:`OFFSET_WINDOWS` windows are averaged.  Their peak is the
+    offset when it stands at least ``min_lag_confidence`` above the median.  An offset of up to
+    ``max_transport_tokens``, the same in :data:`STABLE_WINDOWS` windows in a row, is transport:
+    ``compensation_tokens`` then shifts the sound that the model sees.  A larger one is never
+    compensated: it may be the forgery.
+    """
+
+    def __init__(self, stream: StreamSpec) -> None:
+        self._stream = stream
+        self._curves: deque[NDArray[np.float64]] = deque(maxlen=OFFSET_WINDOWS)
+        self._last: int | None = None
+        self._times = 0
+        self.confidence = 0.0  # of the last peak
+        self.compensation_tokens = 0  # > 0: the sound is taken from later
+
+    def update(self, curve: NDArray[np.float64]) -> int | None:
+        """Lag curve [2 L + 1] of a window under the present compensation -> offset in tokens.
+
+        The offset includes the compensation; None when the peak does not stand out.
+        """
+        self._curves.append(curve)
+        peak = lag_peak(np.mean(np.stack(self._curves), axis=0))
+        self.confidence = peak.confidence
+        if not self.confident:
+            self._last, self._times = None, 0
+            return None
+        offset = self.compensation_tokens + peak.lag_tokens
+        self._times = self._times + 1 if offset == self._last else 1
+        self._last = offset
+        transport = abs(offset) <= self._stream.max_transport_tokens
+        if transport and self._times >= STABLE_WINDOWS and offset != self.compensation_tokens:
+            self.compensation_tokens = offset
+            self._curves.clear()  # they were measured under another compensation
+        return offset
+
+    @property
+    def confident(self) -> bool:
+        """Did the last peak stand out: do these lips and this sound belong together?"""
+        return self.confidence >= self._stream.min_lag_confidence
+
+
+def fake_minus_real(logits: NDArray[np.float32]) -> float:
+    """A pair of logits [2] -> their difference, positive for fake."""
+    return float(logits[FAKE]) - float(logits[1 - FAKE])
+
+
+def sigmoid(x: float) -> float:
+    if x >= 0:
+        return 1 / (1 + math.exp(-x))
+    return math.exp(x) / (1 + math.exp(x))
+
+
+def _calibrated(difference: float, temperature: float, bias: float) -> float:
+    return difference / temperature + bias

@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures and sound of a local media file, by timestamp, through PyAV (FFmpeg).
+
+Time.  A chunk's ``t_s`` is its presentation timestamp times its stream's time base, minus the
+earliest start of the two streams: frame counters and nominal frame rates are never used, so
+variable frame rate needs no care.  A timestamp that is missing, repeated, runs backwards or leaps
+ahead is repaired or dropped and counted in :attr:`FileSource.damaged`; one bad timestamp never
+takes the rest of the stream with it (:class:`StreamClock`).
+
+Trust.  FFmpeg may open only the ``file`` protocol and the container formats listed here, so that a
+play list posing as a video reads nothing else; frames beyond :data:`MAX_PIXELS` are refused and
+those longer than :data:`MAX_SIDE_PX` are scaled down while they are converted.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import DependencyError, MediaError, UsageError
+from runtime.media import AudioChunk, Frame, MediaInfo, Samples, VideoChunk
+
+MAX_PIXELS = 36_000_000  # a little above 8K (7680 x 4320); one decoded frame takes 54 MB
+MAX_SIDE_PX = 1920  # longer frames are scaled down to this side
+MAX_FPS = 1000.0  # a nominal frame rate beyond it is not believed
+MAX_JUMP_S = 10.0  # a timestamp farther ahead must be confirmed by the next one
+MAX_GAP_S = 3600.0  # and one beyond this is never believed
+DECODER_THREADS = 2  # a 640x480 stream needs a small share of one
+DISPLAY_MATRIX = "DISPLAYMATRIX"
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg,wav,w64,aiff,"
+    "mp3,aac,flac,ac3,eac3,h264,hevc,m4v,ivf,mxf,gif,nut,caf"
+)
+
+
+class StreamClock:
+    """Turns one stream's timestamps into strictly increasing seconds and says which are damaged.
+
+    A timestamp not later than the last one is dropped.  One more than :data:`MAX_JUMP_S` ahead is
+    dropped too, unless the next one agrees with it (a real gap, up to :data:`MAX_GAP_S`).  A
+    missing one is taken to be ``step_s`` after the last.
+    """
+
+    def __init__(self) -> None:
+        self.damaged = 0
+        self._last_s = -math.inf
+        self._candidate_s: float | None = None
+
+    def accept(self, t_s: float | None, step_s: float) -> float | None:
+        """The time to use for an item that lasts ``step_s``, or None: drop it."""
+        origin = self._last_s if self._last_s > -math.inf else 0.0
+        if t_s is None or not math.isfinite(t_s):
+            self.damaged += 1
+            t_s = 0.0 if self._last_s == -math.inf else self._last_s + step_s
+        candidate, self._candidate_s = self._candidate_s, None
+        if t_s <= self._last_s:
+            self.damaged += 1
+            return None
+        if t_s > origin + MAX_JUMP_S:
+            confirmed = candidate is not None and 0 < t_s - candidate <= MAX_JUMP_S
+            if not confirmed or t_s > origin + MAX_GAP_S:
+                self.damaged += 1
+                self._candidate_s = t_s
+                return None
+        self._last_s = t_s
+        return t_s
+
+
+class FileSource:
+    """Iterates once over a file's pictures and sound in decode order.
+
+    Parameters
+    ----------
+    path : file of one of the container formats in :data:`FORMATS`
+    sample_rate_hz : to which sound is resampled (and mixed down to mono)
+
+    Raises
+    ------
+    UsageError : the file does not exist, or is a URL (live sources are not files)
+    MediaError : it is empty, no media, has neither pictures nor sound, or frames are too large;
+        also while iterating, when nothing in it could be decoded
+    DependencyError : PyAV is not installed
+    """
+
+    live = False
+
+    def __init__(self, path: str | os.PathLike[str], *, sample_rate_hz: int = 16_000) -> None:
+        self._av = _import_av()
+        self._path = _local_file(path)
+        self._rate_hz = sample_rate_hz
+        self._packets_damaged = 0
+        self._video_clock = StreamClock()
+        self._audio_clock = StreamClock()
+        self._end_s = 0.0
+        self.warnings: list[str] = []
+        try:
+            self._container: Any = self._av.open(
+                str(self._path),
+                options={"protocol_whitelist": "file", "format_whitelist": FORMATS},
+                metadata_errors="replace",
+            )
+        except (self._av.FFmpegError, OSError, ValueError) as err:
+            raise MediaError(
+                f"{self._path}: not a media file that can be read, or cut off ({_reason(err)})"
+            ) from None
+        try:
+            self._video, self._audio = self._pick_streams()
+            self.info = self._describe()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def damaged(self) -> int:
+        """Packets that did not decode and timestamps that were repaired or dropped, so far."""
+        return self._packets_damaged + self._video_clock.damaged + self._audio_clock.damaged
+
+    def __iter__(self) -> Iterator[VideoChunk | AudioChunk]:
+        chunks = 0
+        for chunk in self._chunks():
+            chunks += 1
+            yield chunk
+        if not chunks:
+            raise MediaError(f"{self._path}: nothing in it could be decoded; the file is damaged")
+        declared = self.info.duration_s
+        if declared is not None and declared - self._end_s > max(0.5, 0.05 * declared):
+            self.warnings.append(
+                f"ends at {self._end_s:.1f} s of the {declared:.1f} s it declares: the file is "
+                "cut off or damaged"
+            )
+
+    def __enter__(self) -> FileSource:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._container.close()
+
+    def _pick_streams(self) -> tuple[Any, Any]:
+        """The first moving picture (cover art is none) and the first sound with a decoder."""
+        streams = self._container.streams
+        attached = self._av.stream.Disposition.attached_pic
+        videos = [
+            s for s in streams.video if s.codec_context is not None and not s.disposition & attached
+        ]
+        audios = [s for s in streams.audio if s.codec_context is not None]
+        video, audio = (videos or [None])[0], (audios or [None])[0]
+        if video is None and audio is None:
+            raise MediaError(f"{self._path}: holds neither pictures nor sound that can be decoded")
+        if video is not None:
+            _check_size(self._path, video.codec_context.width, video.codec_context.height)
+            video.thread_type = "AUTO"
+            video.codec_context.thread_count = min(DECODER_THREADS, os.cpu_count() or 1)
+        starts = [float(s.start_time * s.time_base) for s in (video, audio) if s and s.start_time]
+        # A stream without a stated start begins at 0, which may be before the other one's.
+        unstated = any(s is not None and not s.start_time for s in (video, audio))
+        self._zero_s = min(starts + [0.0] * unstated)
+        return video, audio
+
+    def _describe(self) -> MediaInfo:
+        video, audio = self._video, self._audio
+        rate = video.average_rate or video.guessed_rate if video is not None else None
+        fps = float(rate) if rate else math.nan
+        duration = self._container.duration
+        seconds = duration / self._av.time_base if duration is not None else math.nan
+        return MediaInfo(
+            name=str(self._path).encode("utf-8", "replace").decode(),  # a name may be no text
+            has_video=video is not None,
+            has_audio=audio is not None,
+            width=video.codec_context.width if video is not None else 0,
+            height=video.codec_context.height if video is not None else 0,
+            fps=fps if 0 < fps <= MAX_FPS else None,
+            duration_s=seconds if 0 < seconds < math.inf else None,
+        )
+
+    def _chunks(self) -> Iterator[VideoChunk | AudioChunk]:
+        resampler = _Resampler(self._av, self._rate_hz)
+        for frame in self._frames():
+            if isinstance(frame, self._av.VideoFrame):
+                chunk = self._video_chunk(frame)
+                if chunk is not None:
+                    yield chunk
+            else:
+                yield from self._audio_chunks(resampler.push(frame))
+        yield from self._audio_chunks(resampler.finish())
+
+    def _frames(self) -> Iterator[Any]:
+        """Decoded frames; a packet that does not decode is counted and passed over."""
+        streams = [s for s in (self._video, self._audio) if s is not None]
+        packets = self._container.demux(*streams)
+        while True:
+            try:
+                packet = next(packets, None)
+            except (self._av.FFmpegError, OSError):  # the container breaks off here
+                self._packets_damaged += 1
+                packet = None
+            if packet is None:
+                break
+            yield from self._decode(packet.stream, packet)
+        for stream in streams:  # after a break the decoders still hold their last frames
+            yield from self._decode(stream, None)
+
+    def _decode(self, stream: Any, packet: Any) -> list[Any]:
+        try:
+            return list(stream.codec_context.decode(packet))
+        except self._av.error.EOFError:  # flushed before
+            return []
+        except (self._av.FFmpegError, OSError):
+            self._packets_damaged += 1
+            return []
+
+    def _seconds(self, pts: int | None, time_base: Any) -> float | None:
+        return None if pts is None or not time_base else float(pts * time_base) - self._zero_s
+
+    def _video_chunk(self, frame: Any) -> VideoChunk | None:
+        _check_size(self._path, frame.width, frame.height)
+        time_base = frame.time_base or self._video.time_base
+        step_s = 1 / (self.info.fps or 25.0)
+        t_s = self._video_clock.accept(self._seconds(frame.pts, time_base), step_s)
+        if frame.is_corrupt:
+            self._packets_damaged += 1
+        if t_s is None:
+            return None
+        self._end_s = max(self._end_s, t_s + step_s)
+        return VideoChunk(t_s, partial(_to_rgb, frame))
+
+    def _audio_chunks(self, frames: list[Any]) -> Iterator[AudioChunk]:
+        for frame in frames:
+            samples: Samples = frame.to_ndarray().reshape(-1).astype(np.float32, copy=False)
+            step_s = samples.size / self._rate_hz
+            t_s = self._audio_clock.accept(self._seconds(frame.pts, frame.time_base), step_s)
+            if t_s is not None and samples.size:
+                self._end_s = max(self._end_s, t_s + step_s)
+                # Sound decoded from damaged data can hold NaN and values far outside [-1, 1].
+                clean = np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0)
+                yield AudioChunk(t_s, np.clip(clean, -1.0, 1.0))
+
+
+class _Resampler:
+    """Mono float32 at one rate, also when the input's format changes on the way."""
+
+    def __init__(self, av: Any, rate_hz: int) -> None:
+        self._av = av
+        self._rate_hz = rate_hz
+        self._format: tuple[Any, ...] | None = None
+        self._inner: Any = None
+
+    def push(self, frame: Any) -> list[Any]:
+        form = (frame.format.name, frame.layout.name, frame.sample_rate)
+        done = []
+        if form != self._format:
+            done = self.finish()
+            self._inner = self._av.AudioResampler(format="flt", layout="mono", rate=self._rate_hz)
+            self._format = form
+        return done + list(self._inner.resample(frame))
+
+    def finish(self) -> list[Any]:
+        return list(self._inner.resample(None)) if self._inner is not None else []
+
+
+def _import_av() -> Any:
+    try:
+        import av
+        import av.stream
+    except ImportError as err:
+        raise DependencyError("PyAV is needed to read media files: pip install '.[cpu]'") from err
+    return av
+
+
+def _local_file(path: str | os.PathLike[str]) -> Path:
+    if "://" in str(path):
+        scheme = str(path).split("://", 1)[0]
+        raise UsageError(f"{scheme}:// sources are not supported by this version; give a file")
+    file = Path(path)
+    if not file.exists():
+        raise UsageError(f"{file}: no such file")
+    if not file.is_file():
+        raise MediaError(f"{file}: not a file")
+    if file.stat().st_size == 0:
+        raise MediaError(f"{file}: the file is empty")
+    return file
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise MediaError(
+            f"{path}: frames of {width}x{height} pixels are beyond the limit of "
+            f"{MAX_PIXELS // 1_000_000} megapixels; scale the video down first"
+        )
+
+
+def _to_rgb(frame: Any) -> Frame:  # [H, W, 3]
+    """RGB, at most :data:`MAX_SIDE_PX` long, turned the way the file says it is to be shown."""
+    scale = MAX_SIDE_PX / max(frame.width, frame.height)
+    if scale < 1:
+        frame = frame.reformat(
+            width=max(1, round(frame.width * scale)), height=max(1, round(frame.height * scale))
+        )
+    rgb: Frame = frame.to_ndarray(format="rgb24")
+    matrix = frame.side_data.get(DISPLAY_MATRIX)
+    return rgb if matrix is None else _display(rgb, bytes(matrix))
+
+
+def _display(rgb: Frame, matrix: bytes) -> Frame:
+    """Applies a QuickTime display matrix: quarter turns and mirrorings, the nearest one.
+
+    The matrix is nine int32 ``a b u; c d v; x y w``: a pixel (p, q) is shown at
+    (a p + c q + x, b p + d q + y).
+    """
+    a, b, _, c, d = (float(v) for v in np.frombuffer(matrix, dtype="=i4")[:5])
+    if abs(b) + abs(c) > abs(a) + abs(d):  # a quarter turn: columns become rows
+        rgb, a, d = rgb.transpose(1, 0, 2), c, b
+    if a < 0:
+        rgb = rgb[:, ::-1]
+    if d < 0:
+        rgb = rgb[::-1]
+    return np.ascontiguousarray(rgb)
+
+
+def _reason(err: BaseException) -> str:
+    """FFmpeg's own words, without the path that PyAV appends."""
+    text = getattr(err, "strerror", None) or str(err)
+    return str(text).splitlines()[0] if text else type(err).__name__

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where verdicts go.  A sink takes each verdict as it comes, in order."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from runtime.verdict import Verdict
+
+
+class Sink(Protocol):
+    def write(self, verdict: Verdict) -> None: ...
+
+
+__all__ = ["Sink"]

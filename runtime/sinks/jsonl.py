@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verdicts as JSON Lines: one object a line, in UTF-8.
+
+A file appears whole or not at all: lines go to a temporary file beside it, which takes its name
+when :meth:`JsonLinesSink.commit` is called.  Standard output (``-``), and what is no regular file
+(a pipe, ``/dev/stderr``), get each line at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from runtime.errors import UserError
+from runtime.verdict import Verdict
+
+STANDARD_OUTPUT = "-"
+
+
+class OutputError(UserError):
+    """An output that cannot be written."""
+
+
+class JsonLinesSink:
+    """A context manager; leaving it without :meth:`commit` leaves an existing file as it was.
+
+    Raises :class:`OutputError` where the target cannot be written, before any verdict is made.
+    """
+
+    def __init__(self, target: str | Path) -> None:
+        self._target = Path(os.path.realpath(target))
+        self._temporary: Path | None = None
+        self._stream: TextIO
+        try:
+            if str(target) == STANDARD_OUTPUT:
+                self._stream = sys.stdout
+            elif self._target.is_dir():
+                raise IsADirectoryError(0, "it is a folder")
+            elif self._target.exists() and not self._target.is_file():
+                self._stream = self._target.open("w", encoding="utf-8")
+            else:
+                self._stream = self._open_temporary()
+        except OSError as err:
+            raise OutputError(f"cannot write {target}: {_why(err)}") from None
+        self._name = str(target)
+
+    def write(self, verdict: Verdict) -> None:
+        """Raises :class:`OutputError` on a full disk or a reader that went away."""
+        try:
+            self._stream.write(verdict.to_json() + "\n")
+            if self._temporary is None:
+                self._stream.flush()
+        except OSError as err:
+            self._give_up(err)
+
+    def commit(self) -> None:
+        """Give the file its name; everything written so far is in it."""
+        if self._temporary is None:
+            return
+        try:
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+            self._stream.close()
+            self._temporary.replace(self._target)
+        except OSError as err:
+            self._give_up(err)
+        self._temporary = None
+
+    def close(self) -> None:
+        """Drop what was not committed."""
+        if self._stream is not sys.stdout:
+            with suppress(OSError):  # what it still held is given up; write and commit said why
+                self._stream.close()
+        if self._temporary is not None:
+            self._temporary.unlink(missing_ok=True)
+            self._temporary = None
+
+    def __enter__(self) -> JsonLinesSink:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _open_temporary(self) -> TextIO:
+        folder = self._target.parent
+        handle, name = tempfile.mkstemp(prefix=f".{self._target.name}.", suffix=".tmp", dir=folder)
+        self._temporary = Path(name)
+        mask = os.umask(0)
+        os.umask(mask)
+        self._temporary.chmod(0o666 & ~mask)  # mkstemp's 0600 would surprise the reader
+        return os.fdopen(handle, "w", encoding="utf-8")
+
+    def _give_up(self, err: OSError) -> None:
+        if self._stream is sys.stdout:  # or Python would complain once more when it exits
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputError(f"cannot write {self._name}: {_why(err)}") from None
+
+
+def _why(err: OSError) -> str:
+    return (err.strerror or str(err)).lower()

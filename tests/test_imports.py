@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the folder map promises: who imports whom, what a device must not need, what a file carries.
+
+export  ->  trainer  ->  runtime          (left may import right, never back)
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("runtime", "trainer", "export", "benchmarks")
+MAY_IMPORT = {
+    "runtime": {"runtime"},
+    "trainer": {"trainer", "runtime"},
+    "export": {"export", "trainer", "runtime"},
+    "benchmarks": set(PACKAGES),
+}
+GRAPH_WRITER = "export.graphs"  # the one module of export/ that meets torch: imported lazily
+IGNORED_FOLDERS = {"build", "demo", "runs", "engines", "bench", "__pycache__"}
+
+# Absolute paths of somebody's machine, and the shapes of secrets.
+PRIVATE = re.compile(
+    r"(?<![\w.~}/-])/(?:home|Users|root|work|mnt|media)/[\w.-]+"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+    r"|\b(?:ghp|gho|github_pat|hf|pypi|sk)[-_][A-Za-z0-9_-]{20,}|\bAKIA[0-9A-Z]{16}\b"
+)
+TEXT_SUFFIXES = {
+    ".py", ".toml", ".txt", ".md", ".cpp", ".h", ".cu", ".cuh", ".cmake", ".in", ".json", ".yml",
+}  # fmt: skip
+CODE_SUFFIXES = {".py", ".cpp", ".h", ".cu", ".cuh"}
+
+
+def files(suffixes: set[str]) -> list[Path]:
+    """Files of the project, without hidden folders (environments, caches) and outputs."""
+    found = []
+    for folder, subfolders, names in os.walk(ROOT):
+        subfolders[:] = [
+            s for s in subfolders if not s.startswith(".") and s not in IGNORED_FOLDERS
+        ]
+        found += [Path(folder, n) for n in names if Path(n).suffix in suffixes]
+    assert found, "the walk over the project found no file"
+    return sorted(found)
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
+    """Full names of everything `path` imports, ``if TYPE_CHECKING:`` blocks apart."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if top_level_only and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:  # relative: resolve against the file's own package
+                package = path.relative_to(ROOT).parts[: -node.level]
+                base = ".".join([*package, *filter(None, [node.module])])
+            found.update([base, *(f"{base}.{alias.name}" for alias in node.names)])
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8"), str(path)))
+    return found
+
+
+def tops(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+def import_with_blocked(modules_to_import: list[str], blocked: list[str]) -> dict[str, str | None]:
+    """Import each module in one fresh interpreter where `blocked` packages cannot be imported.
+
+    Returns module -> None, or the error.
+    """
+    program = textwrap.dedent(
+        """
+        import importlib, json, sys
+
+        wanted, blocked = json.loads(sys.argv[1])
+
+        class Block:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] in blocked:
+                    raise ModuleNotFoundError(f"blocked: {name}", name=name)
+
+        sys.meta_path.insert(0, Block())
+        outcome = {}
+        for name in wanted:
+            try:
+                importlib.import_module(name)
+                outcome[name] = None
+            except BaseException as err:
+                outcome[name] = f"{type(err).__name__}: {err}"
+        print(json.dumps(outcome))
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps([modules_to_import, blocked])],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def dotted(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+class TestArrows:
+    @pytest.mark.parametrize("package", PACKAGES)
+    def test_a_package_imports_only_what_its_arrow_allows(self, package):
+        broken = {
+            f"{path.relative_to(ROOT)} imports {other}"
+            for path in modules(package)
+            for other in (tops(imports(path)) & {*PACKAGES, "tests"}) - MAY_IMPORT[package]
+        }
+        assert not broken
+
+    def test_only_the_graph_writer_meets_the_trainer_and_is_itself_imported_lazily(self):
+        broken = set()
+        for path in modules("export"):
+            if dotted(path) == GRAPH_WRITER:
+                continue
+            if "trainer" in tops(imports(path)):
+                broken.add(f"{dotted(path)} imports the trainer")
+            for name in imports(path, top_level_only=True) & {"torch", GRAPH_WRITER}:
+                broken.add(f"{dotted(path)} imports {name} when it is imported")
+        assert not broken
+
+    def test_no_module_of_the_runtime_names_torch(self):
+        guilty = [str(p) for p in modules("runtime") if "torch" in tops(imports(p))]
+        assert not guilty
+
+    def test_kernels_include_no_framework(self):
+        wrong = {
+            f"{path.name}: {line}"
+            for path in (ROOT / "csrc" / "kernels").iterdir()
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if line.startswith("#include")
+            and re.search(r"NvInfer|torch|ATen|c10|pybind11|Python\.h|plugins/|bindings/", line)
+        }
+        assert not wrong
+
+
+class TestWhatADeviceNeeds:
+    def test_import_runtime_needs_nothing_but_numpy(self):
+        installed = {
+            "av", "cv2", "dlib", "face_recognition_models", "kaldi_native_fbank", "onnx",
+            "onnxruntime", "rich", "scipy", "sklearn", "tensorrt", "tensorrt_rtx", "torch",
+        }  # fmt: skip
+        wanted = ["runtime", "runtime.spec", "runtime.errors", "runtime.native", "runtime.backends"]
+        outcome = import_with_blocked(wanted, sorted(installed))
+        assert outcome == dict.fromkeys(wanted)
+
+    def test_every_module_of_the_runtime_imports_without_torch(self):
+        pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra cpu)")
+        wanted = [dotted(p) for p in modules("runtime") if p.name != "__main__.py"]
+        outcome = import_with_blocked(wanted, ["torch", "trainer", "export"])
+        assert outcome == dict.fromkeys(wanted)
+
+    def test_engines_are_built_without_torch_and_without_the_trainer(self):
+        pytest.importorskip("onnx", reason="onnx is not installed (extra export)")
+        wanted = [dotted(p) for p in modules("export") if dotted(p) != GRAPH_WRITER]
+        outcome = import_with_blocked(wanted, ["torch", "trainer"])
+        assert "export.build_engine" in outcome
+        assert outcome == dict.fromkeys(wanted)
+
+
+class TestFiles:
+    def test_every_source_file_starts_with_its_licence(self):
+        without = [
+            str(path.relative_to(ROOT))
+            for path in files(CODE_SUFFIXES)
+            if "SPDX-License-Identifier: Apache-2.0"
+            not in path.read_text(encoding="utf-8").partition("\n")[0]
+        ]
+        assert not without
+
+    def test_no_file_names_a_path_of_one_machine_or_holds_a_secret(self):
+        found = {
+            f"{path.relative_to(ROOT)}: {match.group()}"
+            for path in files(TEXT_SUFFIXES)
+            for match in PRIVATE.finditer(path.read_text(encoding="utf-8"))
+        }
+        assert not found
+
+    def test_every_package_folder_is_a_package(self):
+        without = {
+            str(path.parent.relative_to(ROOT))
+            for package in PACKAGES
+            for path in modules(package)
+            if not (path.parent / "__init__.py").exists()
+        }
+        assert not without
+
+    def test_everything_the_code_imports_is_declared(self):
+        """A third-party import that no extra names works only by luck."""
+        declared = {
+            "av", "cv2", "dlib", "fastapi", "hypothesis", "kaldi_native_fbank", "matplotlib",
+            "ml_dtypes", "numpy", "onnx", "onnxruntime", "onnxscript", "psutil", "pytest", "pywt",
+            "pyworld", "rich", "safetensors", "scipy", "sklearn", "sounddevice", "tensorrt",
+            "tensorrt_rtx", "torch", "uvicorn",
+        }  # fmt: skip
+        own = {*PACKAGES, "tests"}
+        undeclared = {
+            f"{path.relative_to(ROOT)} imports {name}"
+            for package in own
+            for path in modules(package)
+            for name in tops(imports(path)) - declared - own - set(sys.stdlib_module_names)
+        }
+        assert not undeclared

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C++ kernels against a float64 NumPy reference written from the design, not from the code."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import pytest
+
+from runtime import native
+from runtime.errors import DependencyError
+
+FOUND = native.capabilities()
+needs_native = pytest.mark.skipif(not FOUND.built, reason=f"native kernels: {FOUND.reason}")
+
+TOKENS = [1, 2, 51, 150]
+KERNEL_SIZES = (1, 3, 5, 7)
+TOLERANCE = {np.float32: 2e-6, np.float64: 1e-12}
+DTYPES = [np.float32, np.float64]
+
+
+def reference_key_conv(key, weights, biases, kernel_sizes, prefix):
+    """Loops over taps: out[o] = bias[o] + sum over heads i and offsets of shifted planes."""
+    batch, heads, tokens, dim = key.shape
+    group = heads // 4
+    seen = key.astype(np.float64)
+    seen[:, :, :prefix] = 0
+    out = np.empty(key.shape)  # [B, h, T, D]
+    for g, k in enumerate(kernel_sizes):
+        half = k // 2
+        heads_in = seen[:, g * group : (g + 1) * group]  # [B, G, T, D]
+        padded = np.pad(heads_in, [(0, 0), (0, 0), (half, half), (half, half)])
+        weight = weights[g].astype(np.float64)  # [G, G, k, k]
+        total = np.zeros((batch, group, tokens, dim)) + biases[g].astype(np.float64)[:, None, None]
+        for i in range(k):
+            for j in range(k):
+                shifted = padded[:, :, i : i + tokens, j : j + dim]
+                total += np.einsum("oc,bctd->botd", weight[:, :, i, j], shifted)
+        out[:, g * group : (g + 1) * group] = total
+    out[:, :, :prefix] = key[:, :, :prefix]
+    return out
+
+
+def reference_attention(query, key, value, scale):
+    scores = scale * np.einsum("bhtd,bhsd->bhts", query, key)
+    scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return np.einsum("bhts,bhsd->bhtd", scores / scores.sum(axis=-1, keepdims=True), value)
+
+
+def key_conv_inputs(shape, dtype, sizes=KERNEL_SIZES, seed=0):
+    rng = np.random.default_rng(seed)
+    group = shape[1] // 4
+    key = rng.standard_normal(shape).astype(dtype)
+    weights = [(rng.standard_normal((group, group, k, k)) / k).astype(dtype) for k in sizes]
+    biases = [rng.standard_normal(group).astype(dtype) for _ in sizes]
+    return key, weights, biases
+
+
+def attention_inputs(shape, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    q_self, q_cross, key, value = rng.standard_normal((4, *shape)).astype(dtype)
+    lam = rng.uniform(0.2, 1.5, shape[1]).astype(np.float32)
+    return q_self, q_cross, key, value, lam
+
+
+def error(result, expected):
+    """Largest difference, as a share of the largest expected value."""
+    return np.abs(result - expected).max() / np.abs(expected).max()
+
+
+class TestCapabilities:
+    def test_an_absent_native_part_has_a_reason_and_a_present_one_a_compiler(self):
+        if FOUND.built:
+            assert FOUND.reason is None
+            assert FOUND.compiler
+        else:
+            assert FOUND.reason
+            assert FOUND.compiler is None
+
+    def test_an_absent_native_part_is_an_error_that_says_what_to_do(self, monkeypatch):
+        absent = native.Capabilities(built=False, reason="no C++ compiler was found", compiler=None)
+        monkeypatch.setattr(native, "capabilities", lambda: absent)
+        with pytest.raises(DependencyError, match=r"no C\+\+ compiler was found; install"):
+            native.multi_scale_key_conv(*key_conv_inputs((1, 4, 2, 3), np.float32))
+
+    def test_sources_that_were_never_installed_are_not_built(self, monkeypatch):
+        def missing(name):
+            raise ModuleNotFoundError(name)
+
+        monkeypatch.setattr(importlib, "import_module", missing)
+        found = native.capabilities()
+        assert not found.built
+        assert "without being installed" in found.reason
+
+    def test_a_built_part_that_does_not_load_is_an_error_not_a_fall_back(self, monkeypatch):
+        class Build:
+            BUILT = True
+            COMPILER = "GNU 12"
+
+        def broken(name):
+            if name == "runtime._native_build":
+                return Build
+            raise ImportError("undefined symbol")
+
+        monkeypatch.setattr(importlib, "import_module", broken)
+        with pytest.raises(DependencyError, match="do not load"):
+            native.capabilities()
+
+
+@needs_native
+class TestMultiScaleKeyConv:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("tokens", TOKENS)
+    @pytest.mark.parametrize(("heads", "dim"), [(4, 33), (8, 7), (8, 64)])
+    def test_equals_the_reference(self, tokens, heads, dim, dtype):
+        key, weights, biases = key_conv_inputs((2, heads, tokens, dim), dtype)
+        result = native.multi_scale_key_conv(key, weights, biases)
+        assert result.dtype == dtype
+        expected = reference_key_conv(key, weights, biases, KERNEL_SIZES, 1)
+        assert error(result, expected) <= TOLERANCE[dtype]
+
+    @pytest.mark.parametrize("prefix", [0, 1, 5])
+    def test_prefix_tokens_pass_untouched_and_unseen(self, prefix):
+        key, weights, biases = key_conv_inputs((1, 8, 5, 3), np.float64)
+        result = native.multi_scale_key_conv(key, weights, biases, prefix_tokens=prefix)
+        expected = reference_key_conv(key, weights, biases, KERNEL_SIZES, prefix)
+        np.testing.assert_allclose(result, expected, rtol=0, atol=1e-12)
+        np.testing.assert_array_equal(result[:, :, :prefix], key[:, :, :prefix])
+
+        changed = key.copy()
+        changed[:, :, :prefix] += 100
+        again = native.multi_scale_key_conv(changed, weights, biases, prefix_tokens=prefix)
+        np.testing.assert_array_equal(again[:, :, prefix:], result[:, :, prefix:])
+
+    def test_other_kernel_sizes(self):
+        sizes = (9, 1, 1, 3)
+        key, weights, biases = key_conv_inputs((1, 4, 6, 4), np.float64, sizes)
+        result = native.multi_scale_key_conv(key, weights, biases, sizes)
+        expected = reference_key_conv(key, weights, biases, sizes, 1)
+        np.testing.assert_allclose(result, expected, rtol=0, atol=1e-12)
+
+    def test_strided_and_reversed_inputs(self):
+        key, weights, biases = key_conv_inputs((2, 4, 7, 6), np.float32)
+        strided = np.ascontiguousarray(key.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
+        flipped = [w[:, :, ::-1].copy()[:, :, ::-1] for w in weights]
+        assert not strided.flags.c_contiguous
+        np.testing.assert_array_equal(
+            native.multi_scale_key_conv(strided, flipped, biases),
+            native.multi_scale_key_conv(key, weights, biases),
+        )
+
+    def test_wrong_shapes_and_types_are_refused_in_one_line(self):
+        key, weights, biases = key_conv_inputs((1, 8, 3, 2), np.float32)
+        with pytest.raises(ValueError, match="heads must be a multiple of 4, not 6"):
+            native.multi_scale_key_conv(key[:, :6], weights, biases)
+        with pytest.raises(ValueError, match=r"must be \[batch, heads, tokens, dim\]"):
+            native.multi_scale_key_conv(key[0], weights, biases)
+        with pytest.raises(ValueError, match="is empty"):
+            native.multi_scale_key_conv(key[:0], weights, biases)
+        with pytest.raises(ValueError, match=r"weights\[1\] has shape \[2, 2, 5, 5\], expected"):
+            native.multi_scale_key_conv(key, [weights[0], weights[2], *weights[2:]], biases)
+        with pytest.raises(ValueError, match=r"biases\[0\] has shape"):
+            native.multi_scale_key_conv(key, weights, [biases[0][:1], *biases[1:]])
+        with pytest.raises(ValueError, match="4 entries"):
+            native.multi_scale_key_conv(key, weights[:3], biases)
+        with pytest.raises(ValueError, match="odd and positive, not 2"):
+            native.multi_scale_key_conv(key, weights, biases, (1, 2, 5, 7))
+        with pytest.raises(ValueError, match="from 0 to 3, not 4"):
+            native.multi_scale_key_conv(key, weights, biases, prefix_tokens=4)
+        with pytest.raises(TypeError, match="float16, expected float32 or float64"):
+            native.multi_scale_key_conv(key.astype(np.float16), weights, biases)
+        with pytest.raises(TypeError, match=r"weights\[0\] has type float32, expected float64"):
+            native.multi_scale_key_conv(key.astype(np.float64), weights, biases)
+
+
+@needs_native
+class TestDifferentialCrossAttention:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("tokens", TOKENS)
+    @pytest.mark.parametrize(("heads", "dim"), [(1, 33), (4, 7), (2, 64)])
+    def test_equals_the_reference(self, tokens, heads, dim, dtype):
+        inputs = attention_inputs((2, heads, tokens, dim), dtype)
+        result = native.differential_cross_attention(*inputs, scale=dim**-0.5)
+        assert result.dtype == dtype
+        q_self, q_cross, key, value, lam = (x.astype(np.float64) for x in inputs)
+        own = reference_attention(q_self, key, value, dim**-0.5)
+        other = reference_attention(q_cross, key, value, dim**-0.5)
+        expected = own - lam[:, None, None] * other
+        scale = np.abs(own).max()  # at T = 1 and lam near 1 the difference itself vanishes
+        assert np.abs(result - expected).max() / scale <= TOLERANCE[dtype]
+
+    def test_one_token_gives_the_value_less_lambda(self):
+        q_self, q_cross, key, value, lam = attention_inputs((1, 4, 1, 5), np.float64)
+        result = native.differential_cross_attention(q_self, q_cross, key, value, lam, 1.0)
+        expected = value * (1 - lam.astype(np.float64))[:, None, None]
+        np.testing.assert_allclose(result, expected, rtol=0, atol=1e-15)
+
+    def test_large_scores_do_not_overflow(self):
+        q_self, q_cross, key, value, lam = attention_inputs((1, 2, 9, 8), np.float32)
+        result = native.differential_cross_attention(q_self, q_cross, key, value, lam, 1e4)
+        assert np.isfinite(result).all()
+
+    def test_nan_stays_visible(self):
+        q_self, q_cross, key, value, lam = attention_inputs((1, 1, 3, 4), np.float32)
+        q_self[0, 0, 1, 0] = np.nan
+        result = native.differential_cross_attention(q_self, q_cross, key, value, lam, 0.5)
+        assert np.isnan(result[0, 0, 1]).all()
+        assert np.isfinite(result[0, 0, [0, 2]]).all()
+
+    def test_strided_inputs(self):
+        q_self, q_cross, key, value, lam = attention_inputs((2, 4, 5, 6), np.float32)
+        strided = np.ascontiguousarray(key.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
+        np.testing.assert_array_equal(
+            native.differential_cross_attention(q_self, q_cross, strided, value, lam, 0.4),
+            native.differential_cross_attention(q_self, q_cross, key, value, lam, 0.4),
+        )
+
+    def test_wrong_shapes_and_types_are_refused_in_one_line(self):
+        q_self, q_cross, key, value, lam = attention_inputs((1, 2, 3, 4), np.float32)
+        attend = native.differential_cross_attention
+        with pytest.raises(ValueError, match=r"key has shape \[1, 2, 2, 4\], expected"):
+            attend(q_self, q_cross, key[:, :, :2], value, lam, 1.0)
+        with pytest.raises(ValueError, match=r"lam has shape \[1\], expected \[2\]"):
+            attend(q_self, q_cross, key, value, lam[:1], 1.0)
+        with pytest.raises(TypeError, match="lam has type float64, expected float32"):
+            attend(q_self, q_cross, key, value, lam.astype(np.float64), 1.0)
+        with pytest.raises(TypeError, match="value has type float64, expected float32"):
+            attend(q_self, q_cross, key, value.astype(np.float64), lam, 1.0)
+        with pytest.raises(ValueError, match="scale must be finite"):
+            attend(q_self, q_cross, key, value, lam, float("nan"))
