@@ -90,7 +90,9 @@ def evaluate(clips: Path, backend: Backend, split: str) -> dict[str, Any]:
     chosen = [r for r in records if split in ("all", r["split"])]
     if not chosen:
         raise UsageError(f"{clips} has no clips in split {split!r}")
-    total, categories, methods = Row(), {}, {}
+    total = Row()
+    categories: dict[str, Row] = {}
+    methods: dict[str, Row] = {}
     failed: dict[str, str] = {}
     scores: list[tuple[float, bool]] = []
     for record in track(chosen, "evaluating", transient=True):
