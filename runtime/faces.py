@@ -4,7 +4,7 @@
 * Find: dlib's HOG + SVM detector (Dalal & Triggs, 2005; King, 2015) on a grey copy of the frame,
   640 pixels wide, which finds faces of about 75 pixels there.  While no face is followed every
   other search looks at twice the size, for faces half as large.
-* Follow: dlib's correlation tracker (Danelljan et al., 2014) from token to token.  At intervals
+* Follow: dlib's correlation tracker (Danelljan et al., 2014), every other token.  At intervals
   the detector looks again, only around each face, and drops what is no face any more; a face that
   it has not confirmed gives no crop.
 * Align: dlib's 5-point predictor (Kazemi & Sullivan, 2014) and a similarity onto its mean face.
@@ -82,6 +82,7 @@ class FaceTracker:
     def reset(self) -> None:
         """Forget every face (a new shot, a new source); ids are not used again."""
         self._tracks: list[_Track] = []
+        self._next_follow = 0
         self._next_search = 0
         self._searches = 0
 
@@ -90,7 +91,9 @@ class FaceTracker:
         assert frame.shape[2:] == (3,), f"RGB [H, W, 3] expected, got {frame.shape}"
         assert frame.dtype == np.uint8, frame.dtype
         grey = self._cv2.cvtColor(frame, self._cv2.COLOR_RGB2GRAY)
-        self._follow(grey)
+        if token >= self._next_follow:
+            self._follow(grey)
+            self._next_follow = token + self.spec.track_every_tokens
         for track in self._tracks:
             if token >= track.next_look:
                 self._confirm(track, grey, token)

@@ -87,6 +87,7 @@ class FaceSpec:
     crop_px: int = 64
     crop_padding: float = 0.15  # around dlib's 5-point mean face, as a share of its side
     detect_width_px: int = 640  # frames are resized to this width for detection
+    track_every_tokens: int = 2  # between two updates of the box; landmarks are found in each
     detect_every_tokens: int = 15  # between two runs of the detector while a face is tracked
     search_every_tokens: int = 5  # while no face is tracked
     min_detection_score: float = 0.0  # dlib HOG + SVM margin
@@ -109,7 +110,7 @@ class ModelSpec:
     name: str = "msct-tiny"
     channels: int = 128  # C, width of the visual features and of the transformer
     heads: int = 4
-    blocks: int = 3
+    blocks: int = 2
     align_dim: int = 64  # E, of align_v and align_a
 
 
