@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from runtime.spec import DomainSpec
-
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
 
@@ -43,22 +41,14 @@ def lag_peak(curve: Array) -> LagPeak:
     return LagPeak(best - len(curve) // 2, float(curve[best] - np.median(curve)))
 
 
-def domain_statistics(visual: Array, align_v: Array, align_a: Array) -> Float64:
-    """What is compared with the calibration set: visual [T, C], align [T, E] -> [C + 2].
+def clarity(align_v: Array, align_a: Array) -> float:
+    """How far each token's best partner stands out: align_v, align_a [T, E] -> 0 to 2.
 
-    The mean visual feature says whether these pixels look like the training pictures; how far each
-    modality's align tokens spread says whether the encoders still find anything to follow (on
-    material they do not know, the tokens of a window fall together).
+    For every video token the highest of its cosines with the window's audio tokens over their
+    mean, averaged over the window; the same from the sound to the picture; the smaller of the two.
+    It asks nothing of lag or order, so a voice that was replaced has it as well: it says whether
+    the encoders can read these pictures and this sound at all.  On material unlike the training
+    data they cannot, and the window is out of domain.
     """
-    spread = [1.0 - float(np.linalg.norm(x.astype(np.float64).mean(0))) for x in (align_v, align_a)]
-    return np.concatenate([visual.astype(np.float64).mean(0), spread])
-
-
-def domain_distance(statistics: Array, domain: DomainSpec) -> float:
-    """Root mean square of the whitened difference; 0.0 where no domain was calibrated."""
-    if not domain.mean:
-        return 0.0
-    difference = statistics - np.asarray(domain.mean)
-    assert difference.shape == (len(domain.mean),), (statistics.shape, len(domain.mean))
-    whitened = np.asarray(domain.whitener) @ difference
-    return float(np.sqrt((whitened**2).mean()))
+    similarity = align_v.astype(np.float64) @ align_a.astype(np.float64).T  # [T, T]
+    return float(min((similarity.max(axis) - similarity.mean(axis)).mean() for axis in (0, 1)))

@@ -73,7 +73,7 @@ class WindowScores:
     logit_a: float
     sync: float
     speaker: bool  # the sound can be this face's
-    domain_distance: float
+    clarity: float | None  # of the alignment; None where it was not measured
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,11 @@ class Decision:
             return picture or sound
         if clock:
             return Reason.AV_CLOCK_UNRELIABLE
-        if scores is not None and scores.domain_distance > self._calibration.domain.bound:
+        if (
+            scores is not None
+            and scores.clarity is not None
+            and scores.clarity < self._calibration.min_clarity
+        ):
             return Reason.OUT_OF_DOMAIN
         if scores is not None and not scores.speaker:
             return Reason.NO_ACTIVE_SPEAKER

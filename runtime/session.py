@@ -23,7 +23,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.alignment import domain_distance, domain_statistics, lag_curve
+from runtime.alignment import clarity, lag_curve
 from runtime.audio import AudioTokenizer
 from runtime.backends.base import Backend, FusionOutput
 from runtime.decision import (
@@ -339,21 +339,20 @@ class Session:
 
     def _read_scores(self, row: _Row, out: FusionOutput) -> None:
         """``out``: one row of the batch."""
-        distance = 0.0
+        clear: float | None = None
         reliable = row.facts.clock_error_s <= MAX_CLOCK_ERROR_S
         if row.visual is not None and row.audio is not None and row.ring and reliable:
             curve = lag_curve(out.align_v, out.align_a, self._stream.max_lag_tokens)
             offset = row.ring.offset.update(curve)
             row.offset_ms = None if offset is None else offset * 1000 / self._hz
-            statistics = domain_statistics(row.visual, out.align_v, out.align_a)
-            distance = domain_distance(statistics, self._spec.calibration.domain)
+            clear = clarity(out.align_v, out.align_a)
         row.scores = WindowScores(
             logit_av=fake_minus_real(out.logits_av),
             logit_v=fake_minus_real(out.logits_v),
             logit_a=fake_minus_real(out.logits_a),
             sync=float(np.mean(out.sync, dtype=np.float64)),
             speaker=True,
-            domain_distance=distance,
+            clarity=clear,
         )
 
     def _attribute_sound(self, rows: list[_Row]) -> None:

@@ -140,25 +140,6 @@ class StreamSpec:
 
 
 @dataclass(frozen=True)
-class DomainSpec:
-    """A Gaussian over a window's domain statistics; farther than ``bound`` abstains.
-
-    ``mean`` and each row of ``whitener`` have the length K of
-    :func:`runtime.decision.domain_statistics`; the distance is the root mean square of
-    ``whitener @ (x - mean)``, 1.0 being typical of the calibration set.
-    """
-
-    mean: tuple[float, ...] = ()
-    whitener: tuple[tuple[float, ...], ...] = ()
-    bound: float = math.inf
-
-    def __post_init__(self) -> None:
-        k = len(self.mean)
-        if any(len(row) != k for row in self.whitener):
-            raise SpecError("DomainSpec: every row of whitener must be as long as mean")
-
-
-@dataclass(frozen=True)
 class Calibration:
     """Fitted on validation data apart from training; identity values mean 'not calibrated'."""
 
@@ -170,7 +151,7 @@ class Calibration:
     bias_a: float = 0.0
     threshold: float = 0.5  # on calibrated p_fake
     false_alarm_rate: float | None = None  # the rate on validation at which threshold was chosen
-    domain: DomainSpec = field(default_factory=DomainSpec)
+    min_clarity: float = 0.0  # of runtime.alignment.clarity; a window below it is out of domain
 
 
 @dataclass(frozen=True)

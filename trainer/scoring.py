@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from runtime.alignment import domain_statistics, lag_curve, lag_peak
+from runtime.alignment import clarity, lag_curve, lag_peak
 from runtime.spec import StreamSpec
 from trainer import metrics
 from trainer.data.prepared import PreparedClip
@@ -32,7 +32,7 @@ class WindowScores:
     difference_a: Array  # [n]
     lag_tokens: Array  # [n]
     lag_confidence: Array  # [n]
-    statistics: Array  # [n, K] domain statistics
+    clarity: Array  # [n]
     fake: Array  # [n] 0 or 1
     fake_video: Array
     synthetic_voice: Array
@@ -71,7 +71,7 @@ def score_windows(
                     _difference(out.logits_a[i]),
                     peak.lag_tokens,
                     peak.confidence,
-                    domain_statistics(visual[pick[i]].numpy(), v[i], a[i]),
+                    clarity(v[i], a[i]),
                     int(clip.fake_video or clip.fake_audio),
                     int(clip.fake_video),
                     int(clip.synthetic_voice),

@@ -21,7 +21,7 @@ from runtime.decision import (
     fake_minus_real,
     sigmoid,
 )
-from runtime.spec import Calibration, DomainSpec, StreamSpec
+from runtime.spec import Calibration, StreamSpec
 from runtime.verdict import Label, Reason
 from tests.runtime.doubles import SPEC, with_calibration, with_stream
 
@@ -29,10 +29,8 @@ FACTS = WindowFacts(
     end_token=50, face_id=0, face_throughout=True, face_width_px=80.0, picture_gap=False,
     sound_throughout=True, speech_fraction=1.0, clock_error_s=0.0,
 )  # fmt: skip
-SCORES = WindowScores(
-    logit_av=3.0, logit_v=1.0, logit_a=-1.0, sync=0.5, speaker=True, domain_distance=0.0
-)
-BOUNDED = with_calibration(domain=DomainSpec(mean=(0.0,), whitener=((1.0,),), bound=2.0))
+SCORES = WindowScores(logit_av=3.0, logit_v=1.0, logit_a=-1.0, sync=0.5, speaker=True, clarity=0.5)
+BOUNDED = with_calibration(min_clarity=0.3)
 
 
 def judge(scores: WindowScores | None = SCORES, **facts: Any) -> Judgement:
@@ -117,9 +115,7 @@ def test_smoothing_starts_anew_after_a_window_without_scores() -> None:
 def test_abstentions_do_not_enter_the_running_mean() -> None:
     decision = Decision(BOUNDED)
     decision.judge(FACTS, replace(SCORES, logit_av=4.0))
-    decision.judge(
-        replace(FACTS, end_token=55), replace(SCORES, logit_av=-40.0, domain_distance=9.0)
-    )
+    decision.judge(replace(FACTS, end_token=55), replace(SCORES, logit_av=-40.0, clarity=0.1))
     third = decision.judge(replace(FACTS, end_token=60), replace(SCORES, logit_av=4.0))
     assert third.p_fake == pytest.approx(sigmoid(4.0))
 
@@ -133,7 +129,7 @@ def test_faces_do_not_share_their_state() -> None:
 
 # Reasons to abstain, strongest first: each case also holds everything below it.
 
-BAD_SCORES = replace(SCORES, speaker=False, domain_distance=9.0)
+BAD_SCORES = replace(SCORES, speaker=False, clarity=0.1)
 LADDER: list[tuple[dict[str, Any], WindowScores | None, Reason]] = [
     ({"face_throughout": False}, BAD_SCORES, Reason.NO_FACE),
     ({"face_width_px": 20.0}, BAD_SCORES, Reason.FACE_TOO_SMALL),
@@ -186,8 +182,8 @@ def test_nothing_to_score_is_no_score() -> None:
 
 
 def test_a_model_without_a_domain_never_abstains_for_it() -> None:
-    assert Calibration().domain.bound == math.inf
-    judged = Decision(SPEC).judge(FACTS, replace(SCORES, domain_distance=1e9))
+    assert Calibration().min_clarity == 0.0
+    judged = Decision(SPEC).judge(FACTS, replace(SCORES, clarity=0.0))
     assert judged.reason is None
 
 
