@@ -62,6 +62,7 @@ class FitConfig:
     contrast_weight: float = 0.5  # of the fifth term in the joint stage
     remix: float = 0.5
     modality_dropout: float = 0.1
+    appearance_jitter: float = 0.4  # of a constant added to a window's visual features, below
     holdout: float = 0.1  # share of the training speakers' clips that validate as well
     validate_every: int = 150
     save_every: int = 50
@@ -122,6 +123,12 @@ class Trainer:
         self.step = 0
         self.best: dict[str, Any] = {"score": -1.0, "step": -1}
 
+    def start_from(self, checkpoint: Path) -> None:
+        """Take the weights of a checkpoint of the same model; raises ModelError for another."""
+        loaded, _, _ = load_checkpoint(checkpoint, expect=self.model.cfg)
+        self.model.load_state_dict(loaded.state_dict())
+        self.average.load_state_dict(loaded.state_dict())
+
     # --- one step --------------------------------------------------------------------------
 
     def train_step(self) -> dict[str, float]:
@@ -158,6 +165,9 @@ class Trainer:
         b, t = batch.crops.shape[:2]
         visual = self.model.frame_encoder(torch.from_numpy(batch.crops).flatten(0, 1))
         visual = visual.view(b, t, -1)
+        # Few training speakers: one constant a window hides who it is, not how the face moves.
+        jitter = self.config.appearance_jitter * torch.randn(b, 1, visual.shape[-1])
+        visual = visual + jitter
         has_v, has_a = torch.from_numpy(batch.has_video), torch.from_numpy(batch.has_audio)
         visual = visual * has_v[:, None, None]  # a missing modality is all zeros
         audio = torch.from_numpy(batch.audio) * has_a[:, None, None]
@@ -438,6 +448,7 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--genuine", type=Path, help="a folder of genuine clips, forged first")
     parser.add_argument("--preset", default=defaults.preset, help=", ".join(PRESETS))
     parser.add_argument("--output", type=Path, default=Path("runs/fit"), help="run folder")
+    parser.add_argument("--init", type=Path, metavar="FILE", help="start from this checkpoint")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output")
     parser.add_argument(
         "--segment", type=float, metavar="S", help="cut long clips (with --genuine)"
@@ -458,6 +469,7 @@ def _parser() -> argparse.ArgumentParser:
         "weight_decay",
         "contrast_weight",
         "modality_dropout",
+        "appearance_jitter",
         "remix",
         "false_alarm_rate",
     ):
@@ -510,6 +522,8 @@ def _main(args: argparse.Namespace) -> int:
             seed=config.seed,
         )
     trainer = Trainer(config, model_config, data, args.output)
+    if args.init is not None:
+        trainer.start_from(args.init)
     if args.resume:
         trainer.resume()
     elif (args.output / "state.safetensors").exists():
