@@ -22,7 +22,8 @@ The rules, in words.
   no_audio              no sound, or not throughout the window
   no_speech             fewer than ``min_speech_fraction`` of the tokens are loud enough
   av_clock_unreliable   the sound's timestamps jump by more than 200 ms in all
-  out_of_domain         the window lies too far from what the model was calibrated on
+  out_of_domain         the encoders cannot read this face and this sound: the running mean of
+                        their :func:`runtime.alignment.clarity` is below ``min_clarity``
   no_active_speaker     of several faces this one does not match the sound best, or none does
   uncertain             see above
   ===================== ======================================================================
@@ -101,6 +102,7 @@ class Decision:
         self._min_face_px = spec.face.min_face_px
         self._calibration = spec.calibration
         self._faces: dict[int, _FaceState] = {}
+        self._clarity: dict[int, float] = {}  # running mean over a face's windows
         threshold, margin = self._calibration.threshold, self._stream.hysteresis
         self._fake_from = min(threshold + margin, (1 + threshold) / 2)
         self._real_to = max(threshold - margin, threshold / 2)
@@ -124,7 +126,8 @@ class Decision:
         picture, sound = self.picture_reason(facts), self.sound_reason(facts)
         clock = facts.clock_error_s > MAX_CLOCK_ERROR_S
         joint = scores is not None and picture is None and sound is None and not clock
-        reason = self._reason(facts, picture, sound, clock, scores)
+        in_domain = self._in_domain(facts, scores)
+        reason = self._reason(facts, picture, sound, clock, scores, in_domain)
         p_fake, label = None, None
         if joint and scores is not None:
             logit = _calibrated(
@@ -148,6 +151,16 @@ class Decision:
     def forget(self, face_id: int) -> None:
         """A face that is gone; its track id is not used again."""
         self._faces.pop(face_id, None)
+        self._clarity.pop(face_id, None)
+
+    def _in_domain(self, facts: WindowFacts, scores: WindowScores | None) -> bool:
+        """Updates the face's running clarity, where this window has one, and compares it."""
+        if facts.face_id is None or scores is None or scores.clarity is None:
+            return True
+        before = self._clarity.get(facts.face_id, scores.clarity)
+        clarity = before + self._stream.smoothing * (scores.clarity - before)
+        self._clarity[facts.face_id] = clarity
+        return clarity >= self._calibration.min_clarity
 
     def _reason(
         self,
@@ -156,6 +169,7 @@ class Decision:
         sound: Reason | None,
         clock: bool,
         scores: WindowScores | None,
+        in_domain: bool,
     ) -> Reason | None:
         if picture is Reason.NO_FACE:
             return picture
@@ -165,11 +179,7 @@ class Decision:
             return picture or sound
         if clock:
             return Reason.AV_CLOCK_UNRELIABLE
-        if (
-            scores is not None
-            and scores.clarity is not None
-            and scores.clarity < self._calibration.min_clarity
-        ):
+        if not in_domain:
             return Reason.OUT_OF_DOMAIN
         if scores is not None and not scores.speaker:
             return Reason.NO_ACTIVE_SPEAKER

@@ -155,7 +155,7 @@ def _print_side_by_side(out: Console, runs: dict[str, list[Verdict]], shift_s: f
     from rich import box
     from rich.table import Table
 
-    from runtime.sinks.timeline import COLOURS, bar, number, outcome
+    from runtime.sinks.timeline import COLOURS, bar, number, outcome, shown_scores
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("time", justify="right")
@@ -177,7 +177,8 @@ def _print_side_by_side(out: Console, runs: dict[str, list[Verdict]], shift_s: f
                 row += ["", ""]
                 continue
             v = found[name]
-            row.append(f"{bar(v.p_fake, plain)} {number(v.p_fake)}")
+            p_fake, *_ = shown_scores(v)
+            row.append(f"{bar(p_fake, plain)} {number(p_fake)}")
             row.append(f"[{COLOURS[v.label]}]{outcome(v)}[/]")
         table.add_row(*row)
     out.print(table)

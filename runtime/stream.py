@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--provider", choices=("cpu", "cuda"), default="cpu",
                    help="where ONNX Runtime computes (default: cpu)")  # fmt: skip
     p.add_argument("--threads", type=_positive_int, default=None, metavar="N",
-                   help="threads of the model (default: as many as there are cores)")  # fmt: skip
+                   help="threads of the model (default: 1)")  # fmt: skip
     p.add_argument("--jsonl", default=None, metavar="PATH|-",
                    help="write verdicts as JSON Lines; - is standard output")  # fmt: skip
     p.add_argument("--window", type=_seconds, default=None, metavar="S",

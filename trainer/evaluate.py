@@ -133,16 +133,26 @@ def evaluate(clips: Path, backend: Backend, split: str) -> dict[str, Any]:
 
 
 def _print(result: dict[str, Any]) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(width=max(110, Console().width))  # rows are not to be cut short
     console.print(
         f"{result['model_id']} on {result['provider']}, split {result['split']}: "
         f"{result['clips']} clips, {result['windows']} windows, "
         f"{result['identities']} identities"
     )
-    table = Table("", "clips", "identities", "windows", "coverage", "called fake", "abstained")
+    table = Table(
+        "",
+        "clips",
+        "people",
+        "windows",
+        "coverage",
+        "called fake",
+        "abstained",
+        box=box.SIMPLE_HEAD,
+    )
     rows = [("all", result), *result["categories"].items(), *result["methods"].items()]
     for name, row in rows:
         share = row["called_fake"]
@@ -182,6 +192,7 @@ def main(argv: list[str] | None = None) -> int:
             result = evaluate(args.clips, backend, args.split)
         _print(result)
         if args.output:
+            args.output.parent.mkdir(parents=True, exist_ok=True)
             temporary = args.output.with_suffix(".part")
             temporary.write_text(json.dumps(result, indent=1) + "\n")
             temporary.replace(args.output)

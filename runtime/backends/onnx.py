@@ -39,6 +39,9 @@ from runtime.spec import METADATA_KEY, PairSpec, SpecError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 MANIFEST_FILE = "manifest.json"
+# A hop's few crops and one window are too little work to share: two threads gain nothing in a
+# stream (benchmarks.stream --threads 2), and the other core decodes and finds faces.
+DEFAULT_THREADS = 1
 _ROLES = {
     FRAME_ENCODER_FILE: (FRAME_ENCODER_INPUTS, FRAME_ENCODER_OUTPUTS),
     FUSION_FILE: (FUSION_INPUTS, FUSION_OUTPUTS),
@@ -51,7 +54,7 @@ class OnnxBackend:
     """A pair in two ONNX Runtime sessions.
 
     ``provider`` is ``cpu`` or ``cuda``; ``threads`` is the number of threads of one run (None:
-    one a physical core).  Raises :class:`ModelError` for files that are missing, damaged,
+    :data:`DEFAULT_THREADS`).  Raises :class:`ModelError` for files that are missing, damaged,
     swapped, of two pairs or with external data, :class:`DependencyError` if ONNX Runtime or the
     provider is not installed, :class:`UsageError` for an unknown provider.
     """
@@ -245,7 +248,7 @@ def _import_onnxruntime(provider: str) -> Any:
 def _open(runtime: Any, path: Path, data: bytes, provider: str, threads: int | None) -> Any:
     options = runtime.SessionOptions()
     options.log_severity_level = 3  # errors; they also arrive as exceptions
-    options.intra_op_num_threads = threads or 0
+    options.intra_op_num_threads = threads or DEFAULT_THREADS
     options.inter_op_num_threads = 1
     # two sessions share the cores with decoding: waiting threads sleep instead of spinning
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

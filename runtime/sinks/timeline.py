@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from runtime.errors import DependencyError
-from runtime.verdict import Label, Verdict
+from runtime.verdict import Label, Reason, Verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,6 +22,7 @@ BAR_CELLS = 8
 LOG_COLUMNS = 140
 HEADINGS = "    time  face  fake            picture         voice               A/V  verdict"
 COLOURS = {Label.REAL: "green", Label.FAKE: "bold red", Label.ABSTAIN: "yellow"}
+_UNREADABLE = (Reason.OUT_OF_DOMAIN, Reason.FACE_TOO_SMALL, Reason.NO_ACTIVE_SPEAKER)
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
@@ -73,7 +74,7 @@ class TimelineSink:
     def _row(self, v: Verdict) -> str:
         plain = self._out.options.ascii_only
         scores = "  ".join(
-            f"{bar(p, plain)} {number(p)}" for p in (v.p_fake, v.p_fake_video, v.p_fake_audio)
+            f"{bar(p, plain)} {number(p)}" for p in shown_scores(v)
         )
         face = "-" if v.face_id is None else str(v.face_id)
         return (
@@ -192,6 +193,14 @@ def bar(p: float | None, plain: bool = False) -> str:
 
 def number(p: float | None) -> str:
     return " -- " if p is None else f"{p:.2f}"
+
+
+def shown_scores(v: Verdict) -> tuple[float | None, float | None, float | None]:
+    """p_fake, picture, voice, as people get to see them: what the model makes of a face that it
+    cannot read would be taken for a finding, so it stays in the JSON."""
+    if v.reason in _UNREADABLE:
+        return None, None, None
+    return v.p_fake, v.p_fake_video, v.p_fake_audio
 
 
 def offset(v: Verdict) -> str:

@@ -115,9 +115,19 @@ def test_smoothing_starts_anew_after_a_window_without_scores() -> None:
 def test_abstentions_do_not_enter_the_running_mean() -> None:
     decision = Decision(BOUNDED)
     decision.judge(FACTS, replace(SCORES, logit_av=4.0))
-    decision.judge(replace(FACTS, end_token=55), replace(SCORES, logit_av=-40.0, clarity=0.1))
+    decision.judge(replace(FACTS, end_token=55), replace(SCORES, logit_av=-40.0, clarity=0.0))
     third = decision.judge(replace(FACTS, end_token=60), replace(SCORES, logit_av=4.0))
     assert third.p_fake == pytest.approx(sigmoid(4.0))
+
+
+def test_one_clear_window_does_not_bring_an_unreadable_face_into_the_domain() -> None:
+    """Clarity is a running mean, as the scores are: 0.1, then 0.1 + 0.5 (0.45 - 0.1) < 0.3."""
+    decision = Decision(BOUNDED)
+    seen = []
+    for i, clarity in enumerate((0.1, 0.45, 0.45, 0.45)):
+        facts = replace(FACTS, end_token=50 + 5 * i)
+        seen.append(decision.judge(facts, replace(SCORES, clarity=clarity)).reason)
+    assert seen == [Reason.OUT_OF_DOMAIN, Reason.OUT_OF_DOMAIN, None, None]
 
 
 def test_faces_do_not_share_their_state() -> None:
