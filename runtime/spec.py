@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -171,7 +170,7 @@ class PairSpec:
 
     def to_json(self) -> str:
         """One line of JSON, keys sorted: equal specs give equal text."""
-        return json.dumps(_jsonable(dataclasses.asdict(self)), sort_keys=True)
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> PairSpec:
@@ -192,17 +191,6 @@ class PairSpec:
 
 
 _T = TypeVar("_T")
-
-
-def _jsonable(value: Any) -> Any:
-    """JSON has no infinity: written as null, read back by :func:`_convert`."""
-    if isinstance(value, dict):
-        return {k: _jsonable(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(v) for v in value]
-    if isinstance(value, float) and math.isinf(value):
-        return None
-    return value
 
 
 def _build(cls: type[_T], data: Any) -> _T:
@@ -226,13 +214,7 @@ def _convert(where: str, hint: Any, value: Any) -> Any:
             return None
         hint = next(a for a in typing.get_args(hint) if a is not type(None))
         return _convert(where, hint, value)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise SpecError(f"{where}: expected a list")
-        return tuple(_convert(where, typing.get_args(hint)[0], v) for v in value)
     if hint is float:
-        if value is None:
-            return math.inf
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):

@@ -166,8 +166,8 @@ class Trainer:
         visual = self.model.frame_encoder(torch.from_numpy(batch.crops).flatten(0, 1))
         visual = visual.view(b, t, -1)
         # Few training speakers: one constant a window hides who it is, not how the face moves.
-        jitter = self.config.appearance_jitter * torch.randn(b, 1, visual.shape[-1])
-        visual = visual + jitter
+        if self.config.appearance_jitter:
+            visual = visual + self.config.appearance_jitter * torch.randn(b, 1, visual.shape[-1])
         has_v, has_a = torch.from_numpy(batch.has_video), torch.from_numpy(batch.has_audio)
         visual = visual * has_v[:, None, None]  # a missing modality is all zeros
         audio = torch.from_numpy(batch.audio) * has_a[:, None, None]
