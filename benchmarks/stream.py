@@ -17,7 +17,6 @@ its peak memory is that of a stream and of nothing else.  Reported:
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
 import re
@@ -36,7 +35,8 @@ from numpy.typing import NDArray
 
 from benchmarks.environment import describe, peak_memory_mb
 from runtime.backends import Backend, FusionOutput
-from runtime.errors import DependencyError, UsageError, UserError
+from runtime.errors import DependencyError, UsageError
+from runtime.files import write_json
 from runtime.media import AudioChunk, VideoChunk
 from runtime.models import DEFAULT_PRESET
 from runtime.spec import PairSpec
@@ -383,19 +383,6 @@ def _run(options: argparse.Namespace) -> int:
         write_json(options.output, result)
         print(f"written: {options.output}", file=sys.stderr)
     return 0
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Whole or not at all; raises :class:`UserError` where the file cannot be written."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as err:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise UserError(f"cannot write {path} ({err.strerror}); choose another --output") from err
 
 
 if __name__ == "__main__":

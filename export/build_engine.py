@@ -30,7 +30,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from export.manifest import check_writable, file_facts, staged_folder, write_json, write_manifest
+from export.manifest import check_writable, file_facts, staged_folder, write_manifest
 from export.parity import (
     LOGIT_LIMIT_FP32,
     PROBABILITY_LIMIT_FP16,
@@ -44,6 +44,7 @@ from runtime.backends.base import FRAME_ENCODER_FILE, FUSION_FILE, OP_DOMAIN
 from runtime.backends.onnx import OnnxBackend, read_pair
 from runtime.backends.onnx_file import read_onnx
 from runtime.errors import EXIT_ERROR, EXIT_OK, DependencyError, UsageError, UserError
+from runtime.files import write_json
 from runtime.models import DEFAULT_PRESET, PRESETS, model_dir, model_folder, shipped_presets
 from runtime.spec import PairSpec
 

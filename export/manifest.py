@@ -99,17 +99,3 @@ def check_writable(path: Path) -> None:
         raise UserError(f"cannot write {path} ({err.strerror}); give another path") from err
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder; give the path of a file")
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a report in one rename; raises :class:`UserError` if it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as err:
-        raise UserError(f"cannot write {path} ({err.strerror}); give another path") from err

@@ -9,7 +9,6 @@ answer.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.errors import EXIT_OK, MediaError, UsageError
+from runtime.files import write_json
 from runtime.samples import sample_clip
 from runtime.stream import guarded
 from runtime.verdict import Label, Verdict
@@ -190,13 +190,7 @@ def _write_summary(folder: Path, runs: dict[str, Summary], shift_s: float) -> No
         "fake_windows": {name: s.stats.labels[Label.FAKE.value] for name, s in runs.items()},
         "runs": {name: s.to_dict() for name, s in runs.items()},
     }
-    target = folder / "summary.json"
-    partial = folder / ".summary.json.tmp"
-    try:
-        partial.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-        partial.replace(target)
-    except OSError as err:
-        raise MediaError(f"cannot write {target}: {err.strerror}") from None
+    write_json(folder / "summary.json", data)
 
 
 if __name__ == "__main__":

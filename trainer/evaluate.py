@@ -23,6 +23,7 @@ import numpy as np
 
 from runtime.backends.base import Backend
 from runtime.errors import EXIT_ERROR, MediaError, UsageError, UserError
+from runtime.files import write_json
 from runtime.media.file import FileSource
 from runtime.models import DEFAULT_PRESET
 from runtime.pipeline import run
@@ -192,10 +193,7 @@ def main(argv: list[str] | None = None) -> int:
             result = evaluate(args.clips, backend, args.split)
         _print(result)
         if args.output:
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            temporary = args.output.with_suffix(".part")
-            temporary.write_text(json.dumps(result, indent=1) + "\n")
-            temporary.replace(args.output)
+            write_json(args.output, result)
     except UserError as err:
         print(f"trainer.evaluate: {err}", file=sys.stderr)
         return err.exit_code

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from runtime.errors import EXIT_ERROR, ModelError, UsageError, UserError
+from runtime.files import write_json
 from runtime.spec import Calibration, FaceSpec, PairSpec, StreamSpec
 from trainer import metrics
 from trainer.calibrate import Platt, fit_platt
@@ -308,7 +309,7 @@ class Trainer:
             trained=True,
         )
         save_checkpoint(self.folder / "checkpoint.safetensors", model, model.cfg, spec)
-        _write_json(self.folder / "metrics.json", result)
+        write_json(self.folder / "metrics.json", result)
         return result
 
     def _calibrate(self, scores: WindowScores) -> Calibration:
@@ -342,7 +343,7 @@ class Trainer:
     # --- state -----------------------------------------------------------------------------
 
     def _write_config(self) -> None:
-        _write_json(
+        write_json(
             self.folder / "config.json",
             {
                 "fit": dataclasses.asdict(self.config),
@@ -419,12 +420,6 @@ def _one_line(score: dict[str, Any]) -> str:
     return "  ".join(
         f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in score.items()
     )
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_suffix(".json.part")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)
 
 
 def _forge_and_prepare(

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import EXIT_ERROR, MediaError, UsageError, UserError
+from runtime.files import write_json
 from runtime.spec import AudioSpec, FaceSpec
 from trainer.data import forgeries
 from trainer.data.clips import Clip, find_faces, read_clip, write_clip
@@ -344,9 +345,7 @@ def forge(
         "dropped": dropped,
         "clips": records,
     }
-    temporary = output / "forge.json.part"
-    temporary.write_text(json.dumps(summary, indent=1))
-    temporary.replace(output / "forge.json")
+    write_json(output / "forge.json", summary)
     _write_meta(output / "meta_data.csv", records)
     return summary
 

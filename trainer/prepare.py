@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import EXIT_ERROR, MediaError, UsageError, UserError
+from runtime.files import write_json
 from runtime.spec import AudioSpec, FaceSpec, StreamSpec
 from trainer.data.clips import audio_tokens, find_faces, read_clip
 from trainer.data.parallel import over_processes
@@ -54,9 +55,7 @@ def prepare(
         raise MediaError(f"no clip of {clips} could be used: {next(iter(dropped.values()))}")
     rows.sort(key=lambda r: r["file"])
     index = {"crop_px": face.crop_px, "splits": forged["splits"], "dropped": dropped, "clips": rows}
-    temporary = output / f"{INDEX}.part"
-    temporary.write_text(json.dumps(index, indent=1))
-    temporary.replace(output / INDEX)
+    write_json(output / INDEX, index)
     return index
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from export.manifest import check_writable, staged_folder, write_json, write_manifest
+from export.manifest import check_writable, staged_folder, write_manifest
 from runtime.errors import UserError
+from runtime.files import write_json
 from runtime.spec import PairSpec
 
 
