@@ -161,7 +161,7 @@ class TestCommandLine:
 
     def test_an_unwritable_output_is_a_user_error(self, tmp_path):
         (tmp_path / "file").write_text("")
-        with pytest.raises(UserError, match=r"cannot write .*; choose another --output"):
+        with pytest.raises(UserError, match=r"cannot write .*; choose another path"):
             stream.write_json(tmp_path / "file" / "out.json", {})
 
     @pytest.mark.parametrize("text", ["640", "640x", "641x480", "0x0", "64x-2", "axb"])
