@@ -228,7 +228,9 @@ class TestFiles:
         assert {p: p.stat().st_mtime_ns for p in out.rglob("*.mp4")} == times
         assert json.loads((out / "forge.json").read_text())["seed"] == 3
         fake = next(r for r in summary["clips"] if r["fake_video"])
-        genuine = next(r for r in summary["clips"] if r["clip"] == fake["clip"])
+        genuine = next(
+            r for r in summary["clips"] if r["clip"] == fake["clip"] and r["method"] == "real"
+        )
         changed, same = (read_clip(out / r["file"], SPEC) for r in (fake, genuine))
         faces = find_faces(same, FaceSpec())
         token = next(i for i, face in enumerate(faces) if i >= 30 and face is not None)
