@@ -6,6 +6,7 @@ Frames are encoded once a clip, windows fused from the cached features, as the r
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +91,7 @@ def _difference(logits: torch.Tensor) -> float:
 
 
 def summarise(scores: WindowScores, probability: Array, threshold: float) -> dict[str, Any]:
-    """Metrics of one split, per window, and what they rest on."""
+    """Metrics of one split, per window, and what they rest on; None where a class is missing."""
     fake = scores.fake
     result: dict[str, Any] = {
         "windows": len(fake),
@@ -111,4 +112,4 @@ def summarise(scores: WindowScores, probability: Array, threshold: float) -> dic
                 "lag_within_1": round(float((np.abs(scores.lag_tokens[mask]) <= 1).mean()), 4),
                 "lag_confidence": round(float(np.median(scores.lag_confidence[mask])), 4),
             }
-    return result
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in result.items()}
