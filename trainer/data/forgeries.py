@@ -15,9 +15,6 @@ Each method leaves one kind of trace that real fakes leave, on purpose and alone
 
 from __future__ import annotations
 
-import functools
-import importlib.machinery
-import importlib.util
 from typing import Any
 
 import cv2
@@ -64,7 +61,10 @@ def vocoded(audio: Float32, spec: AudioSpec, rng: np.random.Generator) -> tuple[
 
     Raises :class:`DependencyError` where pyworld is missing.
     """
-    pyworld = _load_world()
+    try:
+        import pyworld
+    except ImportError as err:
+        raise DependencyError("pyworld is not installed: pip install '.[train]'") from err
     pitch, warp = float(rng.uniform(0.85, 1.2)), float(rng.uniform(0.92, 1.08))
     rate, x = spec.sample_rate_hz, audio.astype(np.float64)
     f0, times = pyworld.dio(x, rate)
@@ -80,20 +80,6 @@ def vocoded(audio: Float32, spec: AudioSpec, rng: np.random.Generator) -> tuple[
     out = np.zeros(len(audio), np.float32)
     out[: min(len(y), len(out))] = y[: len(out)]
     return match_loudness(out, audio), {"pitch": round(pitch, 4), "warp": round(warp, 4)}
-
-
-@functools.cache
-def _load_world() -> Any:
-    """pyworld's compiled module, loaded by path: the package's own ``__init__`` needs
-    pkg_resources, which newer setuptools no longer has."""
-    package = importlib.util.find_spec("pyworld")
-    folders = package.submodule_search_locations if package else None
-    spec = importlib.machinery.PathFinder.find_spec("pyworld.pyworld", folders) if folders else None
-    if spec is None or spec.loader is None:
-        raise DependencyError("pyworld is not installed: pip install '.[train]'")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def match_loudness(audio: Float32, like: Float32) -> Float32:
