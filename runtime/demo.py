@@ -20,6 +20,7 @@ import numpy as np
 from runtime.errors import EXIT_OK, MediaError, UsageError
 from runtime.files import write_json
 from runtime.samples import sample_clip
+from runtime.spec import AudioSpec
 from runtime.stream import guarded
 from runtime.verdict import Label, Verdict
 
@@ -102,7 +103,7 @@ def shift_sound(source: Path, target: Path) -> float:
         if not (media.info.has_video and media.info.has_audio):
             raise MediaError(f"{source}: the demo needs a clip with picture and sound")
         pieces = [c.samples for c in media if isinstance(c, AudioChunk)]
-    rate_hz = 16_000
+    rate_hz = AudioSpec().sample_rate_hz
     samples = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
     shift_s = min(MAX_SHIFT_S, samples.size / rate_hz / 2)
     _mux(source, np.roll(samples, round(shift_s * rate_hz)), rate_hz, target)

@@ -34,7 +34,7 @@ from runtime.errors import EXIT_ERROR, MediaError, UsageError, UserError
 from runtime.files import write_json
 from runtime.spec import AudioSpec, FaceSpec
 from trainer.data import forgeries
-from trainer.data.clips import Clip, find_faces, read_clip, write_clip
+from trainer.data.clips import MAX_CLIP_S, Clip, find_faces, read_clip, write_clip
 from trainer.data.layouts import find_genuine
 from trainer.data.parallel import over_processes
 
@@ -251,7 +251,7 @@ def forge_piece(jobs: list[Forgery], output: Path) -> list[dict[str, Any]]:
                 audio, job.params["sound"] = forgeries.vocoded(audio, audio_spec, rng)
         write_clip(target, frames, audio, audio_spec)
         record = job.record()
-        sidecar.write_text(json.dumps(record))
+        write_json(sidecar, record)
         records.append(record)
     return records
 
@@ -261,20 +261,22 @@ def _read(piece: Piece, audio_spec: AudioSpec) -> Clip:
         Path(piece.path), audio_spec, start_s=piece.start_s, duration_s=piece.duration_s
     )
     if clip.tokens < MIN_TOKENS:
-        raise MediaError(f"{Path(piece.path).name}: shorter than {MIN_TOKENS / 25:.1f} s")
+        shortest_s = MIN_TOKENS / audio_spec.token_hz
+        raise MediaError(f"{Path(piece.path).name}: shorter than {shortest_s:.1f} s")
     return clip
 
 
 def cut(path: Path, identity: str, split: str, segment_s: float | None) -> list[Piece]:
     """A clip as one piece, or as equal pieces of about ``segment_s`` seconds."""
     if segment_s is None:
-        return [Piece(str(path), identity, split, 0.0, 120.0, path.stem)]
+        return [Piece(str(path), identity, split, 0.0, MAX_CLIP_S, path.stem)]
     from runtime.media.file import FileSource
 
     with FileSource(path) as source:
         length_s = source.info.duration_s or 0.0
     n = max(1, int(length_s / segment_s))
-    step_s = round(length_s / n * 25) / 25
+    token_hz = AudioSpec().token_hz
+    step_s = round(length_s / n * token_hz) / token_hz
     return [
         Piece(str(path), identity, split, round(i * step_s, 2), step_s, f"{path.stem}-{i}")
         for i in range(n)
