@@ -12,7 +12,8 @@ is a gap: the token comes without a picture.  The sound of token i is token i of
 from __future__ import annotations
 
 import math
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from runtime.errors import MediaError
 
@@ -23,7 +24,8 @@ class TimelineError(MediaError):
     """A timestamp that is not a number or runs backwards; the picture is not used."""
 
 
-class GridItem(NamedTuple, Generic[T]):
+@dataclass(frozen=True)
+class GridItem(Generic[T]):
     """One token of the picture's track."""
 
     token: int
