@@ -150,7 +150,7 @@ class FaceTracker:
             look = token + self.spec.detect_every_tokens
             self._tracks.append(_Track(self._next_id, tracker, box, score, look))
             self._next_id += 1
-        wait = self.spec.detect_every_tokens if self._tracks else self.spec.search_every_tokens
+        wait = self.spec.rescan_every_tokens if self._tracks else self.spec.search_every_tokens
         self._next_search = token + wait
 
     def _detect(

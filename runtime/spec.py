@@ -88,7 +88,8 @@ class FaceSpec:
     detect_width_px: int = 640  # frames are resized to this width for detection
     track_every_tokens: int = 2  # between two updates of the box; landmarks are found in each
     detect_every_tokens: int = 15  # between two runs of the detector while a face is tracked
-    search_every_tokens: int = 5  # while no face is tracked
+    rescan_every_tokens: int = 30  # of the whole picture for further faces, meanwhile
+    search_every_tokens: int = 5  # the same while no face is tracked
     min_detection_score: float = 0.0  # dlib HOG + SVM margin
     min_track_quality: float = 6.0  # dlib's peak-to-side-lobe ratio
     min_face_px: int = 40  # width of the face in source pixels; smaller ones abstain
