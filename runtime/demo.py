@@ -52,16 +52,6 @@ def _parser() -> argparse.ArgumentParser:
     return p
 
 
-class _Collector:
-    """A sink that keeps the verdicts."""
-
-    def __init__(self) -> None:
-        self.verdicts: list[Verdict] = []
-
-    def write(self, verdict: Verdict) -> None:
-        self.verdicts.append(verdict)
-
-
 def run_demo(options: argparse.Namespace) -> int:
     from runtime.backends.onnx import load_backend
     from runtime.models import DEFAULT_PRESET
@@ -134,10 +124,11 @@ def _stream(
 ) -> tuple[Summary, list[Verdict]]:
     from runtime.media.file import FileSource
     from runtime.pipeline import run
+    from runtime.sinks import Collector
     from runtime.sinks.jsonl import JsonLinesSink
 
     _make_folder(folder)
-    kept = _Collector()
+    kept = Collector()
     with FileSource(path) as source, JsonLinesSink(folder / f"{name}.jsonl") as jsonl:
         summary = run(source, backend, sinks=[kept, jsonl], name=called)
         jsonl.commit()

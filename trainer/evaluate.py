@@ -27,10 +27,10 @@ from runtime.files import write_json
 from runtime.media.file import FileSource
 from runtime.models import DEFAULT_PRESET
 from runtime.pipeline import run
+from runtime.sinks import Collector
 from runtime.verdict import Label, Verdict
 from trainer import metrics
-
-GENUINE = "RealVideo-RealAudio"
+from trainer.data.layouts import REAL_PAIR
 
 
 @dataclass
@@ -68,16 +68,6 @@ def _share(part: int, whole: int) -> float | None:
     return round(part / whole, 4) if whole else None
 
 
-class _Collect:
-    """A sink that keeps the verdicts."""
-
-    def __init__(self) -> None:
-        self.verdicts: list[Verdict] = []
-
-    def write(self, verdict: Verdict) -> None:
-        self.verdicts.append(verdict)
-
-
 def evaluate(clips: Path, backend: Backend, split: str) -> dict[str, Any]:
     """Raises UsageError where ``clips`` is no forged set or has nothing in ``split``."""
     from rich.progress import track
@@ -97,7 +87,7 @@ def evaluate(clips: Path, backend: Backend, split: str) -> dict[str, Any]:
     failed: dict[str, str] = {}
     scores: list[tuple[float, bool]] = []
     for record in track(chosen, "evaluating", transient=True):
-        sink = _Collect()
+        sink = Collector()
         try:
             with FileSource(clips / record["file"]) as source:
                 run(source, backend, sinks=[sink])
@@ -157,7 +147,7 @@ def _print(result: dict[str, Any]) -> None:
     rows = [("all", result), *result["categories"].items(), *result["methods"].items()]
     for name, row in rows:
         share = row["called_fake"]
-        kind = "false alarms " if name in (GENUINE, "real") else ""
+        kind = "false alarms " if name in (REAL_PAIR, "real") else ""
         table.add_row(
             name,
             str(row["clips"]),
@@ -166,7 +156,7 @@ def _print(result: dict[str, Any]) -> None:
             "-" if row["coverage"] is None else f"{row['coverage']:.1%}",
             "-" if share is None or name == "all" else f"{kind}{share:.1%}",
             ", ".join(f"{k} {v}" for k, v in row["abstained"].items()),
-            end_section=name in ("all", "RealVideo-RealAudio"),
+            end_section=name in ("all", REAL_PAIR),
         )
     console.print(table)
     if "judged_windows" in result:

@@ -35,21 +35,15 @@ from runtime.files import write_json
 from runtime.spec import AudioSpec, FaceSpec
 from trainer.data import forgeries
 from trainer.data.clips import MAX_CLIP_S, Clip, find_faces, read_clip, write_clip
-from trainer.data.layouts import find_genuine
+from trainer.data.layouts import CATEGORIES, FAKE_AUDIO, FAKE_BOTH, FAKE_VIDEO, find_genuine
 from trainer.data.parallel import over_processes
 
-CATEGORIES = (
-    "RealVideo-RealAudio",
-    "RealVideo-FakeAudio",
-    "FakeVideo-RealAudio",
-    "FakeVideo-FakeAudio",
-)
 SHORT = dict(zip(CATEGORIES, ("RARV", "FARV", "RAFV", "FAFV"), strict=True))
 # category -> (picture method, sound method), dealt in turn
 METHODS: dict[str, tuple[tuple[str, str], ...]] = {
-    "RealVideo-FakeAudio": (("none", "replaced"), ("none", "shifted"), ("none", "vocoded")),
-    "FakeVideo-RealAudio": (("self_blend", "none"), ("mouth_replay", "none")),
-    "FakeVideo-FakeAudio": (
+    FAKE_AUDIO: (("none", "replaced"), ("none", "shifted"), ("none", "vocoded")),
+    FAKE_VIDEO: (("self_blend", "none"), ("mouth_replay", "none")),
+    FAKE_BOTH: (
         ("mouth_replay", "dubbed"),
         ("self_blend", "vocoded"),
         ("mouth_replay", "vocoded"),

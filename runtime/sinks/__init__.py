@@ -12,4 +12,14 @@ class Sink(Protocol):
     def write(self, verdict: Verdict) -> None: ...
 
 
-__all__ = ["Sink"]
+class Collector:
+    """A sink that keeps the verdicts."""
+
+    def __init__(self) -> None:
+        self.verdicts: list[Verdict] = []
+
+    def write(self, verdict: Verdict) -> None:
+        self.verdicts.append(verdict)
+
+
+__all__ = ["Collector", "Sink"]

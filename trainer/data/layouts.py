@@ -16,6 +16,14 @@ from pathlib import Path
 from runtime.errors import MediaError, UsageError
 from trainer.data.clips import VIDEO_SUFFIXES
 
+# FakeAVCeleb's four categories, by their folder names
+REAL_PAIR, FAKE_AUDIO, FAKE_VIDEO, FAKE_BOTH = CATEGORIES = (
+    "RealVideo-RealAudio",
+    "RealVideo-FakeAudio",
+    "FakeVideo-RealAudio",
+    "FakeVideo-FakeAudio",
+)
+
 
 @dataclass(frozen=True)
 class GenuineClip:

@@ -17,17 +17,11 @@ import numpy.typing as npt
 
 from runtime.errors import MediaError, UsageError
 from trainer.augment import augment_audio, augment_crops
+from trainer.data.layouts import FAKE_AUDIO, REAL_PAIR
 
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
 Rng = np.random.Generator
-
-REAL_PAIR, FAKE_AUDIO, FAKE_VIDEO, FAKE_BOTH = (
-    "RealVideo-RealAudio",
-    "RealVideo-FakeAudio",
-    "FakeVideo-RealAudio",
-    "FakeVideo-FakeAudio",
-)
 
 
 @dataclass(frozen=True)
