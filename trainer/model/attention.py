@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer import ops
@@ -38,12 +37,24 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).reshape(b, t, h * d)  # [B, T, C]
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """softmax(scale q k^T) v, softmax in float32: all (B, h, T, D).
+
+    Written out, not F.scaled_dot_product_attention: that one exports the transpose of k as
+    Shape, Slice and Reshape nodes, which hide the pattern from TensorRT's fused attention.
+    """
+    scores = (q * scale) @ k.transpose(-1, -2)  # [B, h, T, T]
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return torch.softmax(scores, dim=-1, dtype=wide).to(v.dtype) @ v
+
+
 class SelfAttention(nn.Module):
     """SA, or MSSA where the configuration says so: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.heads = cfg.heads
+        self.scale = cfg.head_dim**-0.5
         self.qkv = nn.Linear(cfg.channels, 3 * cfg.channels)
         self.out = nn.Linear(cfg.channels, cfg.channels)
         self.key_convs: nn.ModuleList | None = None
@@ -65,7 +76,7 @@ class SelfAttention(nn.Module):
                 [conv.bias for conv in self.key_convs],
                 prefix_tokens=PREFIX_TOKENS,
             )
-        return self.out(merge_heads(F.scaled_dot_product_attention(q, k, v)))
+        return self.out(merge_heads(attention(q, k, v, self.scale)))
 
 
 class CrossAttention(nn.Module):
@@ -103,7 +114,7 @@ class CrossAttention(nn.Module):
         parts = self.own(own).chunk(3 if self.reading else 2, dim=-1)
         *q_self, k, v = (split_heads(p, self.heads) for p in parts)
         if self.reading is None:
-            y = F.scaled_dot_product_attention(q_cross, k, v)
+            y = attention(q_cross, k, v, self.scale)
         elif self.reading == "softmax_then_subtract":
             y = ops.differential_cross_attention(
                 q_self[0], q_cross, k, v, self.lam(), scale=self.scale
@@ -114,7 +125,7 @@ class CrossAttention(nn.Module):
             lam = self.lam().to(k.dtype)[:, None, None]
             q = q_self[0] - lam * q_cross  # (Q_self - lam Q_cross) K^T: the logits subtracted
             if self.reading == "subtract_then_softmax":
-                y = F.scaled_dot_product_attention(q, k, v)
+                y = attention(q, k, v, self.scale)
             else:
                 y = (q * self.scale) @ k.transpose(-1, -2) @ v
         return self.out(merge_heads(y))
