@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runtime.backends import BACKENDS, load_backend
 from runtime.errors import (
     EXIT_ALL_ABSTAINED,
     EXIT_ERROR,
@@ -83,13 +84,16 @@ def parser() -> argparse.ArgumentParser:
         help="a file, a folder, a glob, or camera, 0, /dev/video0; may be given several times",
     )  # fmt: skip
     p.add_argument("--model", default=None, metavar="NAME|DIR",
-                   help="a shipped preset, or a folder with an ONNX pair")  # fmt: skip
-    p.add_argument("--backend", choices=("auto", "onnx"), default="auto",
-                   help="what runs the model (auto: onnx)")  # fmt: skip
-    p.add_argument("--provider", choices=("cpu", "cuda"), default="cpu",
+                   help="a shipped preset, or a folder with an ONNX pair or engines")  # fmt: skip
+    p.add_argument("--backend", choices=BACKENDS, default="auto",
+                   help="what runs the model (auto: the folder's engines where it has some, else "
+                        "onnx; tensorrt: TensorRT or TensorRT-RTX)")  # fmt: skip
+    p.add_argument("--provider", type=_provider, default=None, metavar="cpu|cuda|cuda:N",
                    help="where ONNX Runtime computes (default: cpu)")  # fmt: skip
     p.add_argument("--threads", type=_positive_int, default=None, metavar="N",
-                   help="threads of the model (default: 1)")  # fmt: skip
+                   help="threads of the model in ONNX Runtime (default: 1)")  # fmt: skip
+    p.add_argument("--plugin-library", type=Path, default=None, metavar="FILE",
+                   help="plugins of the engines (default: the installed ones)")  # fmt: skip
     p.add_argument("--jsonl", default=None, metavar="PATH|-",
                    help="write verdicts as JSON Lines; - is standard output")  # fmt: skip
     p.add_argument("--window", type=_seconds, default=None, metavar="S",
@@ -214,11 +218,12 @@ def open_source(source: str) -> Source:
 
 
 def _load(options: argparse.Namespace) -> Backend:
-    from runtime.backends.onnx import load_backend
-    from runtime.models import DEFAULT_PRESET
-
     backend = load_backend(
-        options.model or DEFAULT_PRESET, options.provider, threads=options.threads
+        options.model,
+        options.backend,
+        options.provider,
+        options.threads,
+        options.plugin_library,
     )
     if not backend.spec.trained and not options.allow_untrained:
         backend.close()
@@ -279,6 +284,16 @@ def _positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
+
+
+def _provider(text: str) -> str:
+    from runtime.backends.onnx import parse_provider
+
+    try:
+        parse_provider(text)
+    except UsageError as err:
+        raise argparse.ArgumentTypeError(str(err)) from None
+    return text
 
 
 def _seconds(text: str) -> float:

@@ -9,9 +9,10 @@ sets, shapes as the spec says, and last the provider that really came up.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import importlib
-import json
+import io
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -32,13 +33,13 @@ from runtime.backends.base import (
     check_frames,
     check_tokens,
 )
+from runtime.backends.manifest import MANIFEST_FILE, check_bytes, read_manifest
 from runtime.backends.onnx_file import OnnxFile, WireError, read_onnx
 from runtime.errors import DependencyError, ModelError, UsageError
 from runtime.models import DEFAULT_PRESET, model_dir
 from runtime.spec import METADATA_KEY, PairSpec, SpecError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-MANIFEST_FILE = "manifest.json"
 # A hop's few crops and one window are too little work to share: two threads gain nothing in a
 # stream (benchmarks.stream --threads 2), and the other core decodes and finds faces.
 DEFAULT_THREADS = 1
@@ -53,21 +54,25 @@ _Self = TypeVar("_Self", bound="OnnxBackend")
 class OnnxBackend:
     """A pair in two ONNX Runtime sessions.
 
-    ``provider`` is ``cpu`` or ``cuda``; ``threads`` is the number of threads of one run (None:
-    :data:`DEFAULT_THREADS`).  Raises :class:`ModelError` for files that are missing, damaged,
-    swapped, of two pairs or with external data, :class:`DependencyError` if ONNX Runtime or the
-    provider is not installed, :class:`UsageError` for an unknown provider.
+    ``provider`` is ``cpu``, ``cuda`` (the first GPU) or ``cuda:N``; ``threads`` is the number of
+    threads of one run on the CPU (None: :data:`DEFAULT_THREADS`).  Raises :class:`ModelError` for
+    files that are missing, damaged, swapped, of two pairs or with external data,
+    :class:`DependencyError` if ONNX Runtime or the provider is not installed, :class:`UsageError`
+    for an unknown provider.
+
+    On CUDA the arrays go through ONNX Runtime's own copies: crops come from the CPU and features
+    go back to the stream's ring there, so binding the graphs' inputs and outputs to the device
+    would copy just as much.
     """
 
     def __init__(self, folder: Path, *, provider: str = "cpu", threads: int | None = None) -> None:
-        if provider not in PROVIDERS:
-            raise UsageError(f"unknown provider {provider!r}; known: {', '.join(PROVIDERS)}")
+        where = parse_provider(provider)
         if threads is not None and threads < 1:
             raise UsageError(f"threads must be at least 1, not {threads}")
         self._spec, files = read_pair(folder)
-        runtime = _import_onnxruntime(provider)
-        self._encoder = _open(runtime, folder / FRAME_ENCODER_FILE, files[0], provider, threads)
-        self._fusion = _open(runtime, folder / FUSION_FILE, files[1], provider, threads)
+        runtime = _import_onnxruntime(where)
+        self._encoder = _open(runtime, folder / FRAME_ENCODER_FILE, files[0], where, threads)
+        self._fusion = _open(runtime, folder / FUSION_FILE, files[1], where, threads)
         self._closed = False
         side, model = self._spec.face.crop_px, self._spec.model
         _check_input(folder / FRAME_ENCODER_FILE, self._encoder, 0, "uint8", (side, side, 3))
@@ -212,40 +217,69 @@ def _check_opsets(path: Path, found: OnnxFile) -> None:
 
 def _check_manifest(folder: Path, contents: list[bytes]) -> None:
     """If the exporter's manifest lies beside the pair, the files must be those it was made for."""
-    path = folder / MANIFEST_FILE
-    if not path.is_file():
+    if not (folder / MANIFEST_FILE).is_file():
         return
-    try:
-        files = json.loads(path.read_text(encoding="utf-8"))["files"]
-        expected = [str(files[name]["sha256"]) for name in (FRAME_ENCODER_FILE, FUSION_FILE)]
-    except (OSError, ValueError, KeyError, TypeError) as err:
-        raise ModelError(f"{path} is damaged; {_AGAIN}") from err
-    names = (FRAME_ENCODER_FILE, FUSION_FILE)
-    for name, data, sha256 in zip(names, contents, expected, strict=True):
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise ModelError(
-                f"{folder / name} is not the file that {MANIFEST_FILE} was written for (SHA-256 "
-                f"differs): it was damaged or replaced; {_AGAIN}"
-            )
+    manifest = read_manifest(folder)
+    for name, data in zip((FRAME_ENCODER_FILE, FUSION_FILE), contents, strict=True):
+        check_bytes(folder / name, data, manifest)
 
 
-def _import_onnxruntime(provider: str) -> Any:
-    extra = "gpu" if provider == "cuda" else "cpu"
+@dataclass(frozen=True)
+class Provider:
+    """An execution provider of ONNX Runtime and its options."""
+
+    name: str  # CPUExecutionProvider
+    options: dict[str, str]
+    extra: str  # of this project, that installs it
+
+
+def parse_provider(text: str) -> Provider:
+    """``cpu``, ``cuda`` or ``cuda:N``; raises :class:`UsageError` for another text."""
+    kind, colon, index = text.partition(":")
+    if kind not in PROVIDERS or (colon and (kind != "cuda" or not index.isdecimal())):
+        raise UsageError(f"unknown provider {text!r}; known: {', '.join(PROVIDERS)}, cuda:N")
+    if kind == "cpu":
+        return Provider(PROVIDERS[kind], {}, "cpu")
+    options = {
+        "device_id": index or "0",
+        # N, B and T change: the default would time every algorithm anew for each shape
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "use_tf32": "0",  # fp32 means fp32: TF32 keeps 10 bits of the mantissa
+    }
+    return Provider(PROVIDERS[kind], options, "gpu")
+
+
+def _import_onnxruntime(provider: Provider) -> Any:
+    extra = provider.extra
     try:
         onnxruntime: Any = importlib.import_module("onnxruntime")
     except ImportError as err:
         raise DependencyError(
             f"ONNX Runtime is not installed ({err}); install it with pip install '.[{extra}]'"
         ) from err
-    if PROVIDERS[provider] not in onnxruntime.get_available_providers():
+    if provider.name not in onnxruntime.get_available_providers():
         raise DependencyError(
-            f"this ONNX Runtime has no {PROVIDERS[provider]}; pip uninstall onnxruntime, then "
+            f"this ONNX Runtime has no {provider.name}; pip uninstall onnxruntime, then "
             f"pip install '.[{extra}]', or use --provider cpu"
         )
+    if provider.name == PROVIDERS["cuda"]:
+        _load_cuda_libraries(onnxruntime)
     return onnxruntime
 
 
-def _open(runtime: Any, path: Path, data: bytes, provider: str, threads: int | None) -> Any:
+def _load_cuda_libraries(runtime: Any) -> None:
+    """CUDA and cuDNN as pip installs them, where ONNX Runtime does not look by itself.
+
+    What is missing it says on several lines; :func:`_open` says it in one.
+    """
+    runtime.set_default_logger_severity(4)  # fatal
+    preload = getattr(runtime, "preload_dlls", None)  # since 1.21
+    if preload is not None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            preload(directory="")
+
+
+def _open(runtime: Any, path: Path, data: bytes, provider: Provider, threads: int | None) -> Any:
     options = runtime.SessionOptions()
     options.log_severity_level = 3  # errors; they also arrive as exceptions
     options.intra_op_num_threads = threads or DEFAULT_THREADS
@@ -254,17 +288,18 @@ def _open(runtime: Any, path: Path, data: bytes, provider: str, threads: int | N
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = runtime.InferenceSession(
-            data, sess_options=options, providers=[PROVIDERS[provider]]
+            data, sess_options=options, providers=[(provider.name, provider.options)]
         )
     except Exception as err:  # ONNX Runtime's exceptions share no base but Exception
         raise ModelError(
             f"ONNX Runtime {runtime.__version__} cannot open {path} ({_first_line(err)}); {_AGAIN}"
         ) from err
     active = session.get_providers()[0]
-    if active != PROVIDERS[provider]:
+    if active != provider.name:
         raise DependencyError(
-            f"{PROVIDERS[provider]} was asked for but ONNX Runtime came up with {active}: the "
-            "driver or the CUDA libraries are missing; repair them or use --provider cpu"
+            f"{provider.name} was asked for but ONNX Runtime came up with {active}: the driver, "
+            "the GPU, or the CUDA and cuDNN libraries of this ONNX Runtime are missing; check "
+            "nvidia-smi, pip install 'onnxruntime-gpu[cuda,cudnn]', or use --provider cpu"
         )
     session.disable_fallback()
     return session

@@ -272,9 +272,32 @@ class TestManifest:
 
 
 class TestProviders:
-    def test_unknown(self, original: Path) -> None:
-        with pytest.raises(UsageError, match="unknown provider 'tpu'; known: cpu, cuda"):
-            OnnxBackend(original, provider="tpu")
+    @pytest.mark.parametrize("name", ["tpu", "cuda:", "cuda:x", "cpu:0", ""])
+    def test_unknown(self, original: Path, name: str) -> None:
+        with pytest.raises(
+            UsageError, match=f"unknown provider '{name}'; known: cpu, cuda, cuda:N"
+        ):
+            OnnxBackend(original, provider=name)
+
+    @pytest.mark.parametrize(("name", "device"), [("cuda", "0"), ("cuda:2", "2")])
+    def test_a_gpu_is_chosen_and_fp32_stays_fp32(
+        self, original: Path, monkeypatch: pytest.MonkeyPatch, name: str, device: str
+    ) -> None:
+        asked = []
+
+        def spy(data: bytes, sess_options: object, providers: list[tuple[str, dict]]) -> object:
+            asked.extend(providers)
+            raise RuntimeError("far enough")
+
+        both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
+        monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
+        with pytest.raises(ModelError, match="far enough"):
+            OnnxBackend(original, provider=name)
+        ((provider, options),) = asked
+        assert provider == "CUDAExecutionProvider"
+        assert options["device_id"] == device
+        assert options["use_tf32"] == "0"
 
     def test_no_threads(self, original: Path) -> None:
         with pytest.raises(UsageError, match="threads must be at least 1"):

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-import runtime.backends.onnx
 import runtime.session
 from runtime import stream
 from runtime.errors import ModelError, UsageError
@@ -33,13 +32,20 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A mock model and a mock tracker; the dictionary says how the model was asked for."""
     asked: dict[str, Any] = {"spec": SPEC}
 
-    def load(name: str, provider: str = "cpu", *, threads: int | None = None) -> MockBackend:
-        asked.update(name=name, provider=provider, threads=threads)
+    def load(
+        name: str | None,
+        backend: str,
+        provider: str | None,
+        threads: int | None,
+        plugin_library: Path | None,
+    ) -> MockBackend:
+        asked.update(name=name, backend=backend, provider=provider, threads=threads)
+        asked["plugin_library"] = plugin_library
         if "error" in asked:
             raise asked["error"]
         return MockBackend(asked["spec"])
 
-    monkeypatch.setattr(runtime.backends.onnx, "load_backend", load)
+    monkeypatch.setattr(stream, "load_backend", load)
     monkeypatch.setattr(runtime.session, "FaceTracker", lambda spec: MockTracker())
     return asked
 
@@ -116,8 +122,11 @@ def test_window_and_hop_in_seconds(clip: Path, tmp_path: Path) -> None:
 
 
 def test_options_reach_the_model(clip: Path, backend: dict[str, Any]) -> None:
-    run("--source", clip, "--model", "other", "--provider", "cuda", "--threads", 2)
-    assert (backend["name"], backend["provider"], backend["threads"]) == ("other", "cuda", 2)
+    run("--source", clip, "--model", "other", "--provider", "cuda:1", "--threads", 2)
+    assert (backend["name"], backend["provider"], backend["threads"]) == ("other", "cuda:1", 2)
+    run("--source", clip, "--backend", "tensorrt", "--plugin-library", "plugins.so")
+    assert (backend["backend"], backend["plugin_library"]) == ("tensorrt", Path("plugins.so"))
+    assert (backend["name"], backend["provider"], backend["threads"]) == (None, None, None)
 
 
 def test_without_sound(clip: Path, tmp_path: Path) -> None:
@@ -213,6 +222,8 @@ def test_interrupted_leaves_nothing(
         ["--source", "x", "--hop", "nan"],
         ["--source", "x", "--threads", "0"],
         ["--source", "x", "--provider", "abacus"],
+        ["--source", "x", "--provider", "cuda:x"],
+        ["--source", "x", "--backend", "abacus"],
         ["--source", "x", "--unknown"],
     ],
 )
