@@ -187,9 +187,9 @@ def fit(frame: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
     return canvas
 
 
-def measure(clip: Path, *, model: str, provider: str, threads: int | None) -> dict[str, Any]:
+def measure(clip: Path, *, model: str, provider: str | None, threads: int | None) -> dict[str, Any]:
     """Stream ``clip`` as it is, in this process, and say what it took (JSON-ready)."""
-    from runtime.backends.onnx import load_backend
+    from runtime.backends import load_backend
     from runtime.media.file import FileSource
     from runtime.pipeline import run
 
@@ -204,7 +204,7 @@ def measure(clip: Path, *, model: str, provider: str, threads: int | None) -> di
         cpu_s = time.process_time() - cpu_start
         peak_mb = peak_memory_mb()  # before the comparison below adds its own
         stream_ms = backend.seconds * 1000 / backend.windows if backend.windows else None
-        frames, windows, provider = backend.frames, backend.windows, backend.provider
+        frames, windows, active = backend.frames, backend.windows, backend.provider
         cached_ms, whole_ms = compare_cache(backend)
     stages = dict(summary.stats.seconds)
     stages["other"] = summary.wall_s - sum(stages.values())
@@ -213,7 +213,7 @@ def measure(clip: Path, *, model: str, provider: str, threads: int | None) -> di
         "model_id": backend.spec.model_id,
         "trained": backend.spec.trained,
         "precision": backend.spec.precision,
-        "provider": provider,
+        "provider": active,
         "threads": threads,
         "media_s": summary.media_s,
         "wall_s": summary.wall_s,
@@ -327,7 +327,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--loop-to", type=parse_seconds, default=60.0, metavar="SECONDS")
     options.add_argument("--size", type=parse_size, default=(640, 480), metavar="WxH")
     options.add_argument("--model", default=DEFAULT_PRESET, help="a preset, or a pair's folder")
-    options.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
+    options.add_argument(
+        "--provider", choices=("cpu", "cuda"), help="of ONNX Runtime (default: cpu)"
+    )
     options.add_argument("--threads", type=int, help="of the model (default: its backend's)")
     options.add_argument("--output", type=Path, metavar="FILE.json")
     options.add_argument(
@@ -359,7 +361,9 @@ def _run(options: argparse.Namespace) -> int:
         print(f"making {options.loop_to:g} s of {width}x{height} ...", file=sys.stderr)
         write_loop(options.source, clip, seconds=options.loop_to, width=width, height=height)
         command = [sys.executable, "-m", "benchmarks.stream", "--as-is", "--source", str(clip)]
-        command += ["--model", options.model, "--provider", options.provider]
+        command += ["--model", options.model]
+        if options.provider is not None:
+            command += ["--provider", options.provider]
         if options.threads is not None:
             command += ["--threads", str(options.threads)]
         print("streaming it ...", file=sys.stderr)

@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def run_demo(options: argparse.Namespace) -> int:
-    from runtime.backends.onnx import load_backend
+    from runtime.backends import load_backend
     from runtime.models import DEFAULT_PRESET
     from runtime.sinks import timeline
 

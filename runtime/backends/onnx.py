@@ -36,7 +36,6 @@ from runtime.backends.base import (
 from runtime.backends.manifest import MANIFEST_FILE, check_bytes, read_manifest
 from runtime.backends.onnx_file import OnnxFile, WireError, read_onnx
 from runtime.errors import DependencyError, ModelError, UsageError
-from runtime.models import DEFAULT_PRESET, model_dir
 from runtime.spec import METADATA_KEY, PairSpec, SpecError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -125,16 +124,6 @@ class OnnxBackend:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def load_backend(
-    folder_or_preset: str | Path = DEFAULT_PRESET,
-    provider: str = "cpu",
-    *,
-    threads: int | None = None,
-) -> OnnxBackend:
-    """The backend of a shipped preset's name or of a folder with a pair."""
-    return OnnxBackend(model_dir(folder_or_preset), provider=provider, threads=threads)
 
 
 def read_pair(folder: Path) -> tuple[PairSpec, tuple[bytes, bytes]]:

@@ -73,9 +73,7 @@ class TimelineSink:
 
     def _row(self, v: Verdict) -> str:
         plain = self._out.options.ascii_only
-        scores = "  ".join(
-            f"{bar(p, plain)} {number(p)}" for p in shown_scores(v)
-        )
+        scores = "  ".join(f"{bar(p, plain)} {number(p)}" for p in shown_scores(v))
         face = "-" if v.face_id is None else str(v.face_id)
         return (
             f"{v.t_end_s:6.1f} s  {face:>4}  {scores}  {offset(v):>7}  "

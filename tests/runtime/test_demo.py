@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import runtime.backends.onnx
+import runtime.backends
 import runtime.session
 from runtime import demo
 from runtime.media import AudioChunk, VideoChunk
@@ -45,7 +45,7 @@ def test_the_sound_moves_and_the_picture_stays(clip: Path, tmp_path: Path) -> No
 def test_both_runs_are_shown_side_by_side_and_written(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(runtime.backends.onnx, "load_backend", lambda *_: MockBackend())
+    monkeypatch.setattr(runtime.backends, "load_backend", lambda *_: MockBackend())
     monkeypatch.setattr(runtime.session, "FaceTracker", lambda spec: MockTracker())
     output = tmp_path / "demo"
     for _ in range(2):  # a second run replaces the first
@@ -69,7 +69,7 @@ def test_both_runs_are_shown_side_by_side_and_written(
 def test_a_clip_without_sound_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(runtime.backends.onnx, "load_backend", lambda *_: MockBackend())
+    monkeypatch.setattr(runtime.backends, "load_backend", lambda *_: MockBackend())
     mute = write_clip(tmp_path / "mute.mp4", sound=None)
     assert demo.main(["--source", str(mute), "--output", str(tmp_path / "demo")]) == 1
     error = capsys.readouterr().err

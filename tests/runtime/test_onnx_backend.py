@@ -15,8 +15,9 @@ onnx = pytest.importorskip("onnx", reason="writing a pair for the test needs onn
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (.[cpu])")
 
 from export.manifest import write_manifest  # noqa: E402
+from runtime.backends import load_backend  # noqa: E402
 from runtime.backends.base import FRAME_ENCODER_FILE, FUSION_FILE, Backend  # noqa: E402
-from runtime.backends.onnx import OnnxBackend, load_backend, read_pair  # noqa: E402
+from runtime.backends.onnx import OnnxBackend, read_pair  # noqa: E402
 from runtime.errors import DependencyError, ModelError, UsageError, UserError  # noqa: E402
 from runtime.models import model_dir, shipped_presets  # noqa: E402
 from runtime.spec import METADATA_KEY  # noqa: E402
