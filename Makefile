@@ -13,15 +13,31 @@ TORCH_CPU := torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
 
 BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -type f)
 
+# The plugin library.  Only the native targets compile CUDA, and so do the tests where nvcc is found.
+ARCHS ?= 80;87;110
+ARCHS_ALL := 80;86;87;89;90;110;120
+NVCC := $(firstword $(shell command -v "$${CUDACXX:-nvcc}" /usr/local/cuda/bin/nvcc 2>/dev/null))
+TENSORRT_HEADERS := $(wildcard $(addsuffix /NvInfer.h,$(TENSORRT_ROOT)/include /usr/include /usr/include/*-linux-gnu))
+CUDA_RELEASE = $(shell $(NVCC) --version | sed -n 's/.*release \([0-9.]*\).*/\1/p')
+JOBS ?= 2
+NATIVE := cmake -S . -DMSCT_CUDA=ON -DMSCT_BINDINGS=OFF -DMSCT_PLUGINS=ON -DPython_EXECUTABLE='$(abspath $(PY))'
+# What a GPU-less machine needs to build and inspect plugin engines; no wheels for others.
+RTX := $(if $(NVCC),$(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)))
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench train-demo clean
+.PHONY: help demo test lint bench bench-ops train-demo native native-all native-aarch64 clean
 
 help:
 	@echo 'make demo        stream a real clip, print the verdicts, write demo/*.jsonl'
 	@echo 'make test        all tests;   PYTEST_ARGS="-k audio" to choose'
 	@echo 'make lint        ruff and mypy'
 	@echo 'make bench       speed and memory of the whole stream'
+	@echo 'make bench-ops   our CUDA kernels against torch (needs an NVIDIA GPU, nvcc and torch for CUDA)'
 	@echo 'make train-demo  forge, train, export and stream in miniature (needs torch)'
+	@echo 'make native      build/native/libmsct_plugins.so, the TensorRT plugins (needs nvcc);'
+	@echo '                 ARCHS="87" to choose, default "80;87;110"'
+	@echo 'make native-all  the same for every architecture, with times, into benchmarks/results'
+	@echo 'make native-aarch64  the same for Jetson and Grace, on x86-64 (needs g++-aarch64-linux-gnu)'
 	@echo 'make clean       remove the environment and what the commands wrote'
 
 demo: $(VENV)/.demo
@@ -37,6 +53,22 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.demo
 	$(PY) -m benchmarks.stream --output bench/stream.json
+
+bench-ops:
+	$(PYTHON) -m benchmarks.ops --output bench/ops.json
+
+native: $(VENV)/.headers
+	$(NATIVE) -B build/native '-DMSCT_CUDA_ARCHITECTURES=$(ARCHS)'
+	cmake --build build/native --parallel $(JOBS)
+
+native-all: $(VENV)/.headers
+	$(PY) -m benchmarks.native_build --architectures '$(ARCHS_ALL)' --output benchmarks/results/native-all.json
+
+native-aarch64: $(VENV)/.headers build/cuda-aarch64/.made
+	$(NATIVE) -B build/native-aarch64 '-DMSCT_CUDA_ARCHITECTURES=$(if $(filter file,$(origin ARCHS)),87;110,$(ARCHS))' \
+	  -DCMAKE_TOOLCHAIN_FILE=csrc/cmake/aarch64.cmake -DMSCT_CUDA_TARGET='$(CURDIR)/build/cuda-aarch64/nvidia/cu13'
+	cmake --build build/native-aarch64 --parallel $(JOBS)
+	aarch64-linux-gnu-readelf -h build/native-aarch64/libmsct_plugins.so | grep -E 'Class|Machine'
 
 train-demo: $(VENV)/.dev
 	rm -rf runs/demo
@@ -62,5 +94,23 @@ $(VENV)/.dev: $(VENV)/.made $(BUILD_INPUTS)
 	@if $(INSTALL) '$(TORCH_CPU)' 2>$(VENV)/torch.log; then extras=cpu,export,train,dev; else \
 	  echo 'make: $(TORCH_CPU) cannot be had for this Python here: going on without torch'; \
 	  extras=cpu,export,dev; fi; \
+	if [ -n '$(RTX)' ]; then extras=$$extras,tensorrt-rtx; fi; \
 	set -x; $(INSTALL) --editable ".[$$extras]"
+	if [ -n '$(NVCC)' ]; then $(MAKE) --no-print-directory $(VENV)/.headers; fi
 	@touch $@ $(VENV)/.demo
+
+# TensorRT's headers, where the system has none.  Without its dependencies: it is wanted for them alone.
+$(VENV)/.headers: $(VENV)/.made constraints.txt
+	$(if $(TENSORRT_HEADERS),,$(INSTALL) --no-deps kernel-lens)
+	@touch $@
+
+# CUDA for 64-bit Arm in the version of nvcc: headers and the static runtime, from the wheels.
+build/cuda-aarch64/.made: $(VENV)/.made
+	@command -v aarch64-linux-gnu-g++ >/dev/null || { echo 'make: aarch64-linux-gnu-g++ was not found: apt-get install g++-aarch64-linux-gnu'; exit 1; }
+	@[ -n '$(NVCC)' ] || { echo 'make: nvcc was not found: install CUDA 13, or set CUDACXX'; exit 1; }
+	@case '$(CUDA_RELEASE)' in 13.*) ;; *) echo 'make: the wheels of CUDA $(CUDA_RELEASE) for aarch64 have no static runtime: CUDA 13 is needed'; exit 1;; esac
+	rm -rf $(@D)
+	$(PIP) download --quiet --no-deps --only-binary=:all: --platform manylinux2014_aarch64 --dest $(@D) \
+	  $(foreach part,runtime crt cccl nvcc,nvidia-cuda-$(part)==$(CUDA_RELEASE).*)
+	for wheel in $(@D)/*.whl; do $(PY) -m zipfile -e $$wheel $(@D); done
+	@touch $@

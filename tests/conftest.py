@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures shared by the tests: a real clip and a real pair of graphs, where they exist."""
+"""Fixtures shared by the tests: a real clip, a real pair of graphs, the CUDA build."""
 
 from __future__ import annotations
 
@@ -10,6 +10,22 @@ import pytest
 
 GRID_DIR = "MSCT_GRID_DIR"  # environment variable; default: ../shared/data/grid beside the clone
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``gpu`` skip where there is none; those that compile CUDA have time to."""
+    for item in items:
+        compiles = "cuda_build" in getattr(item, "fixturenames", ())
+        if compiles and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(1200))
+    wanting = [item for item in items if item.get_closest_marker("gpu")]
+    if not wanting:
+        return
+    from runtime.backends.cuda import device_count
+
+    if device_count() == 0:
+        for item in wanting:
+            item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here"))
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +73,26 @@ def real_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pair")
     export_pair(*untrained(DEFAULT_PRESET), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def cuda_build() -> Path:
+    """Folder where the CUDA kernels were compiled, with ``ptxas/*.log`` and ``cuda_build.json``.
+
+    Skips where nvcc, cmake or a C++ compiler is missing; a build that fails is a failure.
+    """
+    from tests.native import cmake
+
+    if reason := cmake.why_not():
+        pytest.skip(reason)
+    return cmake.build()
+
+
+@pytest.fixture(scope="session")
+def plugin_library_path(cuda_build: Path) -> Path:
+    """The TensorRT plugin library of this checkout; skips also where TensorRT's headers are not."""
+    from tests.native import cmake
+
+    if reason := cmake.facts(cuda_build)["plugins_left_out"]:
+        pytest.skip(f"no plugin library: {reason}")
+    return cuda_build / cmake.LIBRARY

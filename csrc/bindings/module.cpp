@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// runtime._native: the kernels over NumPy arrays.  Shapes and types are checked here and only here,
-// each with a one-line ValueError or TypeError; the kernels trust their params.
+// runtime._native: the CPU kernels over NumPy arrays.  Shapes and types are checked here and only
+// here, each with a one-line ValueError or TypeError; the kernels trust their params.  The CUDA
+// kernels are in cuda.cpp.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -11,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/checks.h"
 #include "kernels/differential_cross_attention.h"
 #include "kernels/multi_scale_key_conv.h"
 
@@ -18,25 +20,16 @@ namespace py = pybind11;
 
 namespace {
 
-using Shape = std::vector<py::ssize_t>;
-
-std::string text(const Shape& shape) {
-  std::string out = "[";
-  for (std::size_t i = 0; i < shape.size(); ++i) {
-    out += (i ? ", " : "") + std::to_string(shape[i]);
-  }
-  return out + "]";
-}
+using msct::bindings::expect_heads;
+using msct::bindings::expect_key_conv;
+using msct::bindings::Shape;
 
 Shape shape_of(const py::array& array) {
   return Shape(array.shape(), array.shape() + array.ndim());
 }
 
-void expect_shape(const char* name, const py::array& array, const Shape& expected) {
-  if (shape_of(array) != expected) {
-    throw py::value_error(std::string(name) + " has shape " + text(shape_of(array)) +
-                          ", expected " + text(expected));
-  }
+void expect_shape(const std::string& name, const py::array& array, const Shape& expected) {
+  msct::bindings::expect_shape(name, shape_of(array), expected);
 }
 
 // A dense view of `array`; strided and reversed inputs are copied, other types are refused.
@@ -55,11 +48,7 @@ struct Dims {
 };
 
 Dims dims_of(const char* name, const py::array& array) {
-  if (array.ndim() != 4) {
-    throw py::value_error(std::string(name) + " must be [batch, heads, tokens, dim], not " +
-                          text(shape_of(array)));
-  }
-  if (array.size() == 0) throw py::value_error(std::string(name) + " is empty");
+  expect_heads(name, shape_of(array));
   return {array.shape(0), array.shape(1), array.shape(2), array.shape(3)};
 }
 
@@ -70,16 +59,8 @@ py::array_t<T> key_conv(const py::array& key_in, const std::vector<py::array>& w
                         std::int64_t prefix_tokens) {
   const Dims n = dims_of("key", key_in);
   constexpr auto groups = static_cast<std::size_t>(msct::kKeyConvGroups);
-  if (n.heads % msct::kKeyConvGroups != 0) {
-    throw py::value_error("heads must be a multiple of 4, not " + std::to_string(n.heads));
-  }
-  if (weights_in.size() != groups || biases_in.size() != groups || kernel_sizes.size() != groups) {
-    throw py::value_error("weights, biases and kernel_sizes must have 4 entries each");
-  }
-  if (prefix_tokens < 0 || prefix_tokens > n.tokens) {
-    throw py::value_error("prefix_tokens must be from 0 to " + std::to_string(n.tokens) +
-                          ", not " + std::to_string(prefix_tokens));
-  }
+  expect_key_conv(shape_of(key_in), weights_in.size(), biases_in.size(), kernel_sizes,
+                  prefix_tokens);
   const py::array_t<T> key = dense<T>("key", key_in);
   py::array_t<T> out({n.batch, n.heads, n.tokens, n.dim});
 
@@ -87,13 +68,10 @@ py::array_t<T> key_conv(const py::array& key_in, const std::vector<py::array>& w
   std::array<py::array_t<T>, groups> weights, biases;  // keep dense copies alive over the call
   for (std::size_t g = 0; g < groups; ++g) {
     const std::int64_t size = kernel_sizes[g];
-    if (size < 1 || size % 2 == 0) {
-      throw py::value_error("kernel sizes must be odd and positive, not " + std::to_string(size));
-    }
     const py::ssize_t group_heads = n.heads / msct::kKeyConvGroups;
     const std::string at = "[" + std::to_string(g) + "]";
-    expect_shape(("weights" + at).c_str(), weights_in[g], {group_heads, group_heads, size, size});
-    expect_shape(("biases" + at).c_str(), biases_in[g], {group_heads});
+    expect_shape("weights" + at, weights_in[g], {group_heads, group_heads, size, size});
+    expect_shape("biases" + at, biases_in[g], {group_heads});
     weights[g] = dense<T>(("weights" + at).c_str(), weights_in[g]);
     biases[g] = dense<T>(("biases" + at).c_str(), biases_in[g]);
     params.weight[g] = weights[g].data();
@@ -187,6 +165,11 @@ PYBIND11_MODULE(_native, m) {
       py::arg("q_self"), py::arg("q_cross"), py::arg("key"), py::arg("value"), py::arg("lam"),
       py::arg("scale"));
 
-  // What was compiled in, apart from the CPU kernels above.
-  m.attr("CUDA_ARCHITECTURES") = py::tuple();
+  // Compute capabilities that CUDA kernels were compiled for, as "87".
+#ifdef MSCT_CUDA_ARCHITECTURES
+  m.attr("CUDA_ARCHITECTURES") = py::str(MSCT_CUDA_ARCHITECTURES).attr("split")(",");
+  msct::bindings::bind_cuda(m);
+#else
+  m.attr("CUDA_ARCHITECTURES") = py::list();
+#endif
 }

@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "kernels/device.h"
+
 namespace msct {
 
 // All tensors are dense and row-major; T is float or double.
@@ -35,5 +37,36 @@ extern template void differential_cross_attention_cpu<float>(
     const DifferentialCrossAttentionParams<float>&);
 extern template void differential_cross_attention_cpu<double>(
     const DifferentialCrossAttentionParams<double>&);
+
+// The same on a GPU.  All tensors [batch, heads, tokens, dim] of one `type`; every sum, the softmax
+// and the difference are in float32, the result is rounded once.
+struct DifferentialCrossAttentionCudaParams {
+  const void* q_self;
+  const void* q_cross;
+  const void* key;
+  const void* value;
+  const float* lam;   // [heads], float32 whatever the type is
+  void* out;          // must not overlap an input
+  ScalarType type;
+  std::int64_t batch;
+  std::int64_t heads;
+  std::int64_t tokens;  // 1 .. 512
+  std::int64_t dim;     // 8, 16, .. 128
+  Strides q_self_strides;
+  Strides q_cross_strides;
+  Strides key_strides;
+  Strides value_strides;
+  Strides out_strides;
+  double scale;
+};
+
+// nullptr if the kernels take these params, else why not (static text).  Host only, no CUDA call;
+// the pointers are not looked at.
+const char* differential_cross_attention_unsupported(const DifferentialCrossAttentionCudaParams& p);
+
+// Launches on `stream`: no allocation, no synchronisation.  nullptr, or what went wrong (static
+// text); pointers are of the current device.
+const char* differential_cross_attention_cuda(const DifferentialCrossAttentionCudaParams& p,
+                                              CUstream_st* stream);
 
 }  // namespace msct

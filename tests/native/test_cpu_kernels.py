@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C++ kernels against a float64 NumPy reference written from the design, not from the code."""
+"""The C++ kernels of the CPU against the float64 NumPy reference."""
 
 from __future__ import annotations
 
@@ -10,63 +10,21 @@ import pytest
 
 from runtime import native
 from runtime.errors import DependencyError
+from tests.native.references import (
+    KERNEL_SIZES,
+    attention_inputs,
+    error,
+    key_conv_inputs,
+    reference_difference,
+    reference_key_conv,
+)
 
 FOUND = native.capabilities()
 needs_native = pytest.mark.skipif(not FOUND.built, reason=f"native kernels: {FOUND.reason}")
 
 TOKENS = [1, 2, 51, 150]
-KERNEL_SIZES = (1, 3, 5, 7)
 TOLERANCE = {np.float32: 2e-6, np.float64: 1e-12}
 DTYPES = [np.float32, np.float64]
-
-
-def reference_key_conv(key, weights, biases, kernel_sizes, prefix):
-    """Loops over taps: out[o] = bias[o] + sum over heads i and offsets of shifted planes."""
-    batch, heads, tokens, dim = key.shape
-    group = heads // 4
-    seen = key.astype(np.float64)
-    seen[:, :, :prefix] = 0
-    out = np.empty(key.shape)  # [B, h, T, D]
-    for g, k in enumerate(kernel_sizes):
-        half = k // 2
-        heads_in = seen[:, g * group : (g + 1) * group]  # [B, G, T, D]
-        padded = np.pad(heads_in, [(0, 0), (0, 0), (half, half), (half, half)])
-        weight = weights[g].astype(np.float64)  # [G, G, k, k]
-        total = np.zeros((batch, group, tokens, dim)) + biases[g].astype(np.float64)[:, None, None]
-        for i in range(k):
-            for j in range(k):
-                shifted = padded[:, :, i : i + tokens, j : j + dim]
-                total += np.einsum("oc,bctd->botd", weight[:, :, i, j], shifted)
-        out[:, g * group : (g + 1) * group] = total
-    out[:, :, :prefix] = key[:, :, :prefix]
-    return out
-
-
-def reference_attention(query, key, value, scale):
-    scores = scale * np.einsum("bhtd,bhsd->bhts", query, key)
-    scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return np.einsum("bhts,bhsd->bhtd", scores / scores.sum(axis=-1, keepdims=True), value)
-
-
-def key_conv_inputs(shape, dtype, sizes=KERNEL_SIZES, seed=0):
-    rng = np.random.default_rng(seed)
-    group = shape[1] // 4
-    key = rng.standard_normal(shape).astype(dtype)
-    weights = [(rng.standard_normal((group, group, k, k)) / k).astype(dtype) for k in sizes]
-    biases = [rng.standard_normal(group).astype(dtype) for _ in sizes]
-    return key, weights, biases
-
-
-def attention_inputs(shape, dtype, seed=0):
-    rng = np.random.default_rng(seed)
-    q_self, q_cross, key, value = rng.standard_normal((4, *shape)).astype(dtype)
-    lam = rng.uniform(0.2, 1.5, shape[1]).astype(np.float32)
-    return q_self, q_cross, key, value, lam
-
-
-def error(result, expected):
-    """Largest difference, as a share of the largest expected value."""
-    return np.abs(result - expected).max() / np.abs(expected).max()
 
 
 class TestCapabilities:
@@ -106,6 +64,38 @@ class TestCapabilities:
         monkeypatch.setattr(importlib, "import_module", broken)
         with pytest.raises(DependencyError, match="do not load"):
             native.capabilities()
+
+
+class TestCuda:
+    def test_no_gpu_is_seen_where_cuda_is_not_compiled_in(self, monkeypatch):
+        cpu_only = native.Capabilities(built=True, reason=None, compiler="GNU 12")
+        monkeypatch.setattr(native, "capabilities", lambda: cpu_only)
+        assert native.cuda_devices() == ()
+
+    @needs_native
+    def test_what_is_seen_is_named_and_asking_never_fails(self):
+        found = native.cuda_devices()
+        assert all(device.name and "." in device.compute_capability for device in found)
+        assert found == () or FOUND.cuda_architectures
+
+    @needs_native
+    @pytest.mark.skipif(bool(FOUND.cuda_architectures), reason="CUDA is compiled in")
+    def test_without_cuda_the_kernels_are_an_error_that_says_what_to_do(self):
+        tensor = native.DeviceTensor(16, (1, 4, 2, 8), (64, 16, 8, 1), "float16")
+        lam = native.DeviceTensor(16, (4,), (1,), "float32")
+        with pytest.raises(DependencyError, match=r"built without them.*MSCT_CUDA=ON"):
+            native.differential_cross_attention_cuda(*4 * [tensor], lam, tensor, 1.0)
+        with pytest.raises(DependencyError, match=r"built without them.*MSCT_CUDA=ON"):
+            native.multi_scale_key_conv_cuda(tensor, [], [], tensor)
+
+    def test_a_torch_tensor_is_described_without_being_touched(self):
+        torch = pytest.importorskip("torch", reason="torch is not installed")
+        tensor = torch.zeros(2, 5, 4, 8, dtype=torch.bfloat16).transpose(1, 2)
+        described = native.DeviceTensor.of(tensor)
+        assert described.pointer == tensor.data_ptr()
+        assert described.shape == (2, 4, 5, 8)
+        assert described.strides == (160, 8, 32, 1)
+        assert described.dtype == "bfloat16"
 
 
 @needs_native
@@ -183,12 +173,8 @@ class TestDifferentialCrossAttention:
         inputs = attention_inputs((2, heads, tokens, dim), dtype)
         result = native.differential_cross_attention(*inputs, scale=dim**-0.5)
         assert result.dtype == dtype
-        q_self, q_cross, key, value, lam = (x.astype(np.float64) for x in inputs)
-        own = reference_attention(q_self, key, value, dim**-0.5)
-        other = reference_attention(q_cross, key, value, dim**-0.5)
-        expected = own - lam[:, None, None] * other
-        scale = np.abs(own).max()  # at T = 1 and lam near 1 the difference itself vanishes
-        assert np.abs(result - expected).max() / scale <= TOLERANCE[dtype]
+        expected, size = reference_difference(*inputs, dim**-0.5)
+        assert np.abs(result - expected).max() / size <= TOLERANCE[dtype]
 
     def test_one_token_gives_the_value_less_lambda(self):
         q_self, q_cross, key, value, lam = attention_inputs((1, 4, 1, 5), np.float64)
