@@ -61,7 +61,7 @@ native: $(VENV)/.headers
 	$(NATIVE) -B build/native '-DMSCT_CUDA_ARCHITECTURES=$(ARCHS)'
 	cmake --build build/native --parallel $(JOBS)
 
-native-all: $(VENV)/.headers
+native-all: $(VENV)/.demo $(VENV)/.headers
 	$(PY) -m benchmarks.native_build --architectures '$(ARCHS_ALL)' --output benchmarks/results/native-all.json
 
 native-aarch64: $(VENV)/.headers build/cuda-aarch64/.made
