@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from runtime.backends.onnx import MANIFEST_FILE
-from runtime.errors import UserError
+from runtime.backends.manifest import MANIFEST_FILE, read_manifest
+from runtime.errors import ModelError, UserError
 from runtime.spec import PairSpec
 
 MANIFEST_VERSION = 1
@@ -30,9 +30,10 @@ def staged_folder(target: Path) -> Iterator[Path]:
     """A private folder to write in; its files move into ``target`` when the block ends well.
 
     A new ``target`` appears in one rename.  In one that exists each file is replaced by one
-    rename, the manifest last, and other files (a model card) stay; a crash in between leaves
-    files that the runtime refuses as two pairs, never half a file.  Raises :class:`UserError`
-    if nothing can be written there.
+    rename, the manifest last; files that only the old manifest lists go, others (a model card)
+    stay.  A crash in between leaves files that the runtime refuses, never half a file.
+
+    Raises :class:`UserError` if nothing can be written there.
     """
     try:
         if target.exists() and not target.is_dir():
@@ -57,8 +58,19 @@ def _publish(staging: Path, target: Path) -> None:
     if not target.exists():
         staging.rename(target)
         return
+    stale = _listed(target) - {path.name for path in staging.iterdir()}
     for path in sorted(staging.iterdir(), key=lambda p: (p.name == MANIFEST_FILE, p.name)):
         path.replace(target / path.name)
+    for name in stale:
+        (target / name).unlink(missing_ok=True)
+
+
+def _listed(folder: Path) -> set[str]:
+    """Names that the folder's manifest lists; none where it cannot be read."""
+    try:
+        return {name for name in read_manifest(folder)["files"] if Path(name).name == name}
+    except ModelError:
+        return set()
 
 
 def _unwritable(target: Path, err: OSError) -> UserError:

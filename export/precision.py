@@ -7,7 +7,8 @@ powers, roots, trigonometry (so the positions), and the cosines and norms in fro
 ``align_v`` and ``align_a``.  Casts stand where the type changes; nothing else is touched.  Graph
 inputs and outputs keep their types (float32, ``frames`` uint8), and ``lam`` of
 DifferentialCrossAttention stays float32.  The custom ops' function bodies are generic in their
-type (CastLike) and do their softmax in fp32 themselves.
+type (CastLike) and do their softmax in fp32 themselves.  Where a graph is quantised
+(:mod:`export.quantize`), the scales of its Q/DQ pairs take the type of what they scale.
 
 Tools that convert by a list of blocked nodes (onnxconverter-common 1.16) know no model-local
 functions and would compute positions in half precision; for a flat graph this pass is shorter
@@ -27,6 +28,8 @@ from runtime.errors import ModelError
 from runtime.spec import METADATA_KEY, PairSpec
 
 FP32, FP16 = TensorProto.FLOAT, TensorProto.FLOAT16
+QDQ_FP16_OPSET = 19  # from here on the scales of Q and DQ may be fp16
+_QUANTIZED = ("QuantizeLinear", "DequantizeLinear")
 _SUFFIX = {FP32: "fp32", FP16: "fp16"}
 _FP16_MAX = float(np.finfo(np.float16).max)  # 65504
 
@@ -77,7 +80,7 @@ def fp16_spec(spec: PairSpec) -> PairSpec:
     """The spec of the fp16 form of a pair."""
     return dataclasses.replace(
         spec,
-        precision="fp16",
+        precision=spec.precision.replace("fp32", "fp16"),
         pair_id=f"{spec.pair_id}-fp16",
         model_id=f"{spec.model_id}-fp16",
     )
@@ -169,6 +172,10 @@ class _Typing:
         """The type in which a node computes."""
         if node.domain == OP_DOMAIN:
             return FP16
+        if node.op_type in _QUANTIZED and self.opset >= QDQ_FP16_OPSET:
+            # a DQ stands in front of a convolution, or gives back what its Q took
+            quantizes = node.op_type == "QuantizeLinear"
+            return self.types.get(node.input[0], FP32) if quantizes else FP16
         if not any(name in self.floats for name in node.output):
             return FP32
         if node.op_type in _STARTS:
@@ -264,6 +271,8 @@ def _following_inputs(node: NodeProto, opset: int) -> set[int]:
         if node.op_type not in _CUSTOM_INPUTS:
             raise ModelError(f"fp16: unknown custom op {node.op_type}")
         return set(range(min(len(node.input), _CUSTOM_INPUTS[node.op_type])))
+    if node.op_type == "QuantizeLinear":
+        return {0, 1} if opset >= QDQ_FP16_OPSET else set()  # values and scale; the output is int8
     schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
     kind = schema.outputs[0].type_str
     last = len(schema.inputs) - 1

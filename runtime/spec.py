@@ -23,6 +23,7 @@ from runtime.errors import UserError
 METADATA_KEY = "msct.spec"  # where the JSON of a PairSpec lives in an ONNX file
 SPEC_VERSION = 1
 SCHEMA_VERSION = 1  # of a verdict
+INT8_SUFFIX = "+int8"
 FAKE = 1  # index of "fake" in every pair of logits
 
 
@@ -166,8 +167,13 @@ class PairSpec:
     trained: bool = False  # False: random weights, refused by runtime.stream
     pair_id: str = ""  # the same in both files of a pair
     model_id: str = ""  # what verdicts name, e.g. "msct-tiny-3f9a1c2b"
-    precision: str = "fp32"
+    precision: str = "fp32"  # or fp16; INT8_SUFFIX behind it: with a quantised frame encoder
     version: int = SPEC_VERSION
+
+    @property
+    def int8(self) -> bool:
+        """Is the frame encoder quantised?"""
+        return self.precision.endswith(INT8_SUFFIX)
 
     def to_json(self) -> str:
         """One line of JSON, keys sorted: equal specs give equal text."""

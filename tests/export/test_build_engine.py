@@ -16,13 +16,21 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="writing a pair for the test needs onnx (.[export])")
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (.[cpu])")
 
-from export import build_engine, parity  # noqa: E402
+from export import build_engine, choice, pair, parity  # noqa: E402
 from runtime import models  # noqa: E402
+from runtime.backends import cuda  # noqa: E402
 from runtime.backends.onnx import OnnxBackend, read_pair  # noqa: E402
 from tests.export import synthetic  # noqa: E402
 
 PAIR = ("frame_encoder.onnx", "fusion.onnx")
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def no_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Detection sees no GPU and no TensorRT: auto means ONNX Runtime (test_engines.py: engines)."""
+    monkeypatch.setattr(choice, "installed", lambda flavour: False)
+    monkeypatch.setattr(cuda, "device_count", lambda: 0)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +122,7 @@ class TestFromAnOnnxPair:
             "sys.exit(main(sys.argv[1:]))\n"
         )
         args = ["--onnx", str(original), "--fp16", "--output", str(tmp_path / "out")]
+        args += ["--backend", "onnx"]
         done = subprocess.run(
             [sys.executable, "-c", program, *args],
             cwd=ROOT,
@@ -138,7 +147,7 @@ class TestDefaults:
         self, original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert run("--onnx", original, "--output", tmp_path / "out") == 0
-        assert "backend onnx (auto: this version builds no engines" in capsys.readouterr().out
+        assert "backend onnx (auto: no NVIDIA GPU here, no Tens" in capsys.readouterr().out
 
     def test_random_weights_are_said(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -150,13 +159,34 @@ class TestDefaults:
 
 class TestBadInput:
     @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
-    def test_engines_come_later(
+    def test_a_backend_that_is_not_installed(
         self, capsys: pytest.CaptureFixture[str], original: Path, tmp_path: Path, backend: str
     ) -> None:
         args = ("--onnx", original, "--backend", backend, "--output", tmp_path / "out")
-        text = failure(capsys, 2, *args)
-        assert f"this version does not build {backend} engines yet" in text
+        assert f"pip install '.[{backend}]'" in failure(capsys, 1, *args)
         assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        ("option", "values"),
+        [
+            ("--plugins", ["on"]),
+            ("--plugin-library", ["lib.so"]),
+            ("--max-batch", ["2"]),
+            ("--window", ["2"]),
+            ("--timing-cache", ["timings"]),
+            ("--target-sm", ["8.6", "8.9"]),
+        ],
+    )
+    @pytest.mark.parametrize("backend", ["onnx", "auto"])
+    def test_options_of_engines_are_not_ignored(
+        self, capsys: pytest.CaptureFixture[str], backend: str, option: str, values: list[str]
+    ) -> None:
+        text = failure(capsys, 2, "--backend", backend, option, *values)
+        assert f"{option} is for engines, and this builds none (backend onnx, " in text
+
+    def test_plugins_off_is_what_onnx_does_anyway(self, original: Path, tmp_path: Path) -> None:
+        args = ("--onnx", original, "--plugins", "off", "--output", tmp_path / "out")
+        assert run(*args) == 0
 
     @pytest.mark.parametrize(
         ("args", "text"),
@@ -167,6 +197,9 @@ class TestBadInput:
             (["--backend", "cuda"], "invalid choice: 'cuda'"),
             (["--onnx", "a", "--checkpoint", "b"], "not allowed with argument"),
             (["--int9"], "unrecognized arguments: --int9"),
+            (["--int8"], "--int8 and --calibration PATH... go together"),
+            (["--calibration", "a"], "--int8 and --calibration PATH... go together"),
+            (["--int8", "--calibration", "nowhere"], "no such file or folder: nowhere"),
         ],
     )
     def test_usage(self, capsys: pytest.CaptureFixture[str], args: list[str], text: str) -> None:
@@ -244,7 +277,7 @@ class TestBadInput:
         original: Path,
         tmp_path: Path,
     ) -> None:
-        monkeypatch.setattr(build_engine, "PROBABILITY_LIMIT_FP16", 1e-12)
+        monkeypatch.setattr(pair, "PROBABILITY_LIMIT_FP16", 1e-12)
         args = ("--onnx", original, "--fp16", "--output", tmp_path / "out")
         assert "nothing was written" in failure(capsys, 1, *args)
         assert list(tmp_path.iterdir()) == []
@@ -269,7 +302,7 @@ def test_interruption_writes_nothing(
     def stop(*args: object, **kwargs: object) -> parity.Parity:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(build_engine, "compare", stop)
+    monkeypatch.setattr(pair, "compare", stop)
     args = ("--onnx", original, "--output", tmp_path / "out")
     assert "interrupted; nothing was written" in failure(capsys, 1, *args)
     assert list(tmp_path.iterdir()) == []

@@ -279,6 +279,7 @@ class TestCommandLine:
         checkpoint, report = tmp_path / "best.safetensors", tmp_path / "report.json"
         save_checkpoint(checkpoint, model, config, spec)
         args = ["--checkpoint", str(checkpoint), "--output", str(tmp_path / "out")]
+        args += ["--backend", "onnx"]
         assert build_engine.main([*args, "--report", str(report)]) == EXIT_OK
         for path in (exported.frame_encoder, exported.fusion):
             assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
@@ -289,7 +290,7 @@ class TestCommandLine:
     ) -> None:
         checkpoint = tmp_path / "best.safetensors"
         checkpoint.write_text("no checkpoint")
-        assert build_engine.main(["--checkpoint", str(checkpoint)]) == 1
+        assert build_engine.main(["--checkpoint", str(checkpoint), "--backend", "onnx"]) == 1
         assert capsys.readouterr().err.count("\n") == 1
 
 

@@ -70,6 +70,27 @@ def test_files_of_a_folder_that_exists_are_replaced_and_others_stay(tmp_path: Pa
     assert contents(target) == {"a.onnx": "new", "README.md": "card", "manifest.json": "{}"}
 
 
+def test_what_the_old_manifest_lists_and_the_new_one_does_not_goes(tmp_path: Path) -> None:
+    target, spec = tmp_path / "model", PairSpec(pair_id="p")
+    for names in (("a.onnx", "a.engine"), ("a.onnx",)):
+        with staged_folder(target) as staging:
+            for name in names:
+                (staging / name).write_text(name)
+            write_manifest(staging, names, spec, {})
+        (target / "README.md").write_text("card")
+    assert sorted(contents(target)) == ["README.md", "a.onnx", "manifest.json"]
+
+
+def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("mine")
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "manifest.json").write_text('{"files": {"../other": {}}}')
+    with staged_folder(target) as staging:
+        (staging / "a.onnx").write_text("a")
+    assert (tmp_path / "other").read_text() == "mine"
+
+
 @pytest.mark.parametrize("name", ["file", "file/model"])
 def test_a_file_in_the_way_is_one_clear_line(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("in the way")
