@@ -281,6 +281,8 @@ class _Building:
         if self.request.flavour == TENSORRT:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
             return
+        # no allocation while it runs, so that every engine can be captured in a CUDA graph
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         names = ["CURRENT"]
         if not target.here:
             names = [f"SM{name.replace('.', '')}" for name in target.compute_capabilities]
