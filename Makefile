@@ -31,8 +31,9 @@ help:
 	@echo 'make demo        stream a real clip, print the verdicts, write demo/*.jsonl'
 	@echo 'make test        all tests;   PYTEST_ARGS="-k audio" to choose'
 	@echo 'make lint        ruff and mypy'
-	@echo 'make bench       speed and memory of the whole stream'
-	@echo 'make bench-ops   our CUDA kernels against torch (needs an NVIDIA GPU, nvcc and torch for CUDA)'
+	@echo 'make bench       speed and memory of the whole stream, then of the two ops (these need torch)'
+	@echo 'make bench-ops   the ops at all sizes: with an NVIDIA GPU, nvcc and torch for CUDA our kernels'
+	@echo '                 against torch and TensorRT; on a CPU what there is instead'
 	@echo 'make train-demo  forge, train, export and stream in miniature (needs torch)'
 	@echo 'make native      build/native/libmsct_plugins.so, the TensorRT plugins (needs nvcc);'
 	@echo '                 ARCHS="87" to choose, default "80;87;110"'
@@ -51,8 +52,11 @@ lint: $(VENV)/.dev
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-bench: $(VENV)/.demo
+# Pytest's 5: nothing to run, since torch is not there.
+bench: $(VENV)/.dev
 	$(PY) -m benchmarks.stream --output bench/stream.json
+	$(PY) -m pytest benchmarks/test_ops_speed.py --benchmark-max-time=0.5 --benchmark-columns=median,iqr,rounds \
+	  --benchmark-json=bench/ops-speed.json || [ $$? = 5 ]
 
 bench-ops:
 	$(PYTHON) -m benchmarks.ops --output bench/ops.json
