@@ -176,10 +176,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     args = parser.parse_args(argv)
-    from runtime.backends.onnx import load_backend
+    from runtime.backends import load_backend
 
     try:
-        with load_backend(args.model, args.provider) as backend:
+        with load_backend(args.model, provider=args.provider) as backend:
             result = evaluate(args.clips, backend, args.split)
         _print(result)
         if args.output:
