@@ -46,7 +46,7 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	@$(PY) -c 'import torch' 2>/dev/null || echo 'make test: torch is not installed: the tests of the trainer and of the torch export are skipped (remedy: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make clean test)'
-	$(PY) -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check .

@@ -219,10 +219,10 @@ class TestFiles:
     def test_everything_the_code_imports_is_declared(self):
         """A third-party import that no extra names works only by luck."""
         declared = {
-            "av", "cv2", "dlib", "fastapi", "hypothesis", "kaldi_native_fbank", "matplotlib",
-            "ml_dtypes", "numpy", "onnx", "onnxruntime", "onnxscript", "psutil", "pytest", "pywt",
+            "av", "cv2", "dlib", "fastapi", "hibari", "hypothesis", "kaldi_native_fbank",
+            "matplotlib", "ml_dtypes", "numpy", "onnx", "onnxruntime", "onnxscript", "psutil", "pytest", "pywt",
             "pyworld", "rich", "safetensors", "scipy", "sklearn", "sounddevice", "tensorrt",
-            "tensorrt_rtx", "torch", "uvicorn",
+            "tensorboard", "tensorrt_rtx", "threadpoolctl", "torch", "uvicorn",
         }  # fmt: skip
         own = {*PACKAGES, "tests"}
         undeclared = {

@@ -2,11 +2,13 @@
 """From validation scores to the calibration that ships: temperature and bias, and nothing else.
 
 Sources: Platt scaling (Platt, 1999), here on the difference of two logits, classes weighted
-equally, so that a probability means what it says where real and fake are equally likely.
+equally, so that a probability means what it says where real and fake are equally likely.  Split
+conformal prediction (Vovk et al., 2005; Angelopoulos & Bates, 2021) for the second threshold.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,3 +61,41 @@ def balanced_weights(fake: Array, identity: Array) -> Float64:
             mask = (fake == label) & (identity == person)
             weights[mask] = 1 / (len(people) * mask.sum())
     return weights / weights.sum()
+
+
+def conformal_threshold(
+    probability: Array, clip: Array, identity: Array, rate: float
+) -> dict[str, Any] | None:
+    """The threshold that a new genuine clip exceeds with a probability of at most ``rate``.
+
+    Of the genuine clips' highest windows, n in all, the ceil((n + 1)(1 - rate))-th smallest: the
+    guarantee of split conformal prediction, for clips that are exchangeable with these, so of the
+    same people and recordings.  ``interval_95`` is where this threshold's own false-alarm rate
+    lies, Beta(n + 1 - k, k).  ``identity_rates`` says how far the people differ: with few of them
+    it tells more of a new person than the interval does.  None where n is too small for ``rate``.
+
+    probability [n of windows], clip and identity [n] of the genuine windows alone.
+    """
+    from scipy.stats import beta
+
+    names, index = np.unique(clip, return_inverse=True)
+    highest = np.zeros(len(names))
+    np.maximum.at(highest, index, np.asarray(probability, np.float64))
+    n = len(names)
+    k = math.ceil((n + 1) * (1 - rate) - 1e-9)
+    if k > n:
+        return None
+    threshold = float(np.sort(highest)[k - 1])
+    people: dict[str, list[bool]] = {}
+    for i in range(n):
+        person = str(np.asarray(identity)[index == i][0])
+        people.setdefault(person, []).append(bool(highest[i] > threshold))
+    low, high = beta.ppf([0.025, 0.975], n + 1 - k, k)
+    return {
+        "threshold": threshold,
+        "false_alarm_rate": rate,
+        "clips": n,
+        "identities": len(people),
+        "interval_95": [float(low), float(high)],
+        "identity_rates": {name: float(np.mean(v)) for name, v in sorted(people.items())},
+    }

@@ -8,6 +8,7 @@ so that a checkpoint needs nothing beside it and runs no code when it is read.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -43,7 +44,10 @@ def save_checkpoint(path: Path | str, model: MSCT, cfg: ModelConfig, spec: PairS
         finally:
             temporary.unlink(missing_ok=True)
     except (OSError, SafetensorError) as err:
-        raise ModelError(f"cannot write the checkpoint {path}: {err}") from err
+        reason = str(err).splitlines()[0]
+        raise ModelError(
+            f"cannot write the checkpoint {path} ({reason}); make room, or choose another place"
+        ) from err
 
 
 def load_checkpoint(
@@ -83,6 +87,16 @@ def load_checkpoint(
         raise ModelError(f"{path}: the weights do not fit its configuration ({reason})") from err
     text = metadata.get("spec")
     return model.eval(), cfg, PairSpec.from_json(text) if text is not None else None
+
+
+def weights_digest(model: MSCT) -> str:
+    """SHA-256 over names, types, shapes and bytes of all weights and buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        array = value.detach().cpu().contiguous().numpy()
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def _differences(found: ModelConfig, expected: ModelConfig) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the product says of a forged set: coverage, false alarms and detections together.
+"""What a model is worth on a set: the product as it ships, or a checkpoint clip by clip.
 
     python -m trainer.evaluate --clips forged --split test
 
@@ -7,6 +7,12 @@ runs every clip of the split through the runtime as it ships (decoder, faces, so
 decision) and counts its verdicts per category and per method, with the number of identities behind
 each row.  An abstention is no verdict: shares are of the judged windows, and coverage says how
 many those are.  Needs no torch.
+
+    python -m trainer.evaluate --data prepared --checkpoint runs/a/checkpoint.safetensors --both
+
+scores every clip of the split, as the paper does, and writes a report with intervals over people:
+``report.html``, ``metrics.json``, ``metrics.csv`` and the scores themselves.  ``--both`` puts clips
+as they are beside clips without their leading silence.  A baseline's checkpoint is taken as well.
 """
 
 from __future__ import annotations
@@ -15,14 +21,15 @@ import argparse
 import json
 import sys
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from runtime.backends.base import Backend
-from runtime.errors import EXIT_ERROR, MediaError, UsageError, UserError
+from runtime.errors import EXIT_ERROR, MediaError, ModelError, UsageError, UserError
 from runtime.files import write_json
 from runtime.media.file import FileSource
 from runtime.models import DEFAULT_PRESET
@@ -31,6 +38,10 @@ from runtime.sinks import Collector
 from runtime.verdict import Label, Verdict
 from trainer import metrics
 from trainer.data.layouts import REAL_PAIR
+
+if TYPE_CHECKING:  # both need torch
+    from trainer.data.prepared import PreparedClip
+    from trainer.scoring import ClipScores
 
 
 @dataclass
@@ -166,24 +177,182 @@ def _print(result: dict[str, Any]) -> None:
         console.print(f"failed {file}: {reason}")
 
 
-def main(argv: list[str] | None = None) -> int:
+# --- a checkpoint on a prepared set ---------------------------------------------------------
+
+
+def evaluate_checkpoint(
+    data: Path,
+    checkpoint: Path,
+    output: Path,
+    *,
+    split: str = "test",
+    protocol: str = "given",
+    fold: int = 0,
+    variants: Sequence[str] = ("untrimmed",),
+    argmax: bool = False,
+    rounds: int = 1000,
+) -> dict[str, Any]:
+    """Write the report of one checkpoint into ``output``; returns what metrics.json holds.
+
+    ``argmax``: the network's own logits and a threshold of 0.5, as the paper decides, instead of
+    the calibration and the threshold that ship with the checkpoint.
+    """
+    from rich.progress import track
+
+    from trainer.data.prepared import PreparedSet
+    from trainer.report import write_report
+
+    name, crop_px, score, threshold = load_scorer(checkpoint, argmax=argmax)
+    scores = {}
+    for variant in variants:
+        prepared = PreparedSet(data, protocol=protocol, fold=fold, trimmed=variant == "trimmed")
+        if crop_px not in (None, prepared.crop_px):
+            raise UsageError(
+                f"{data} has crops of {prepared.crop_px} px, {name} wants {crop_px}; "
+                f"prepare with --crop-px {crop_px}"
+            )
+        clips = prepared.clips if split == "all" else prepared.select(split)
+        if not clips:
+            raise UsageError(f"{data} has no clips in split {split!r} of protocol {protocol!r}")
+        scores[variant] = score(list(track(clips, f"scoring {variant}", transient=True)))
+    about = {
+        "checkpoint": str(checkpoint),
+        "data": f"{data}, protocol {protocol}" + (f", fold {fold}" if protocol != "given" else ""),
+        "split": split,
+        "decision": "argmax of the logits" if argmax else "calibration of the checkpoint",
+    }
+    title = f"{name} on {data.name}, split {split}"
+    return write_report(output, scores, threshold, title=title, about=about, rounds=rounds)
+
+
+def load_scorer(
+    checkpoint: Path, *, argmax: bool = False
+) -> tuple[str, int | None, Callable[[Sequence[PreparedClip]], ClipScores], float]:
+    """Name, crop size (None: any), scores of clips, and the threshold, of MSCT or a baseline.
+
+    Raises :class:`ModelError` for a file that is neither.
+    """
+    import functools
+
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    from runtime.spec import StreamSpec
+    from trainer.baselines import fit as baselines
+    from trainer.calibrate import Platt
+    from trainer.checkpoint import load_checkpoint
+    from trainer.scoring import score_clips
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        with safe_open(checkpoint, framework="pt") as file:
+            kind = (file.metadata() or {}).get("format")
+    except (OSError, SafetensorError) as err:
+        raise ModelError(f"cannot read the checkpoint {checkpoint}: {err}") from err
+    if kind == baselines.FORMAT:
+        baseline, config, platt = baselines.load(checkpoint)
+        if argmax and baseline.SCORE_IS_LOGIT:
+            platt = Platt(1.0, 0.0)
+        score = functools.partial(baselines.score_clips, baseline.to(device), platt=platt)
+        return config.name, None, score, 0.5
+    model, cfg, spec = load_checkpoint(checkpoint)
+    calibration = None if argmax or spec is None else spec.calibration
+    score = functools.partial(
+        score_clips,
+        model.to(device),
+        stream=StreamSpec() if spec is None else spec.stream,
+        calibration=calibration,
+    )
+    return cfg.name, cfg.crop_px, score, 0.5 if calibration is None else calibration.threshold
+
+
+def _print_checkpoint(result: dict[str, Any], output: Path) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=max(120, Console().width))
+    variants = result["variants"]
+    columns = [f"{n}, {v['clips']} clips, {v['identities']} people" for n, v in variants.items()]
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("", *columns):
+        table.add_column(column, no_wrap=True)
+    for name in next(iter(variants.values()))["metrics"]:
+        cells = []
+        for variant in variants.values():
+            value, low, high = (variant["metrics"][name][k] for k in ("value", "low", "high"))
+            interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
+            cells.append("-" if value is None else f"{value:.4f}{interval}")
+        label = name + (" (the paper's AUC)" if name == "balanced_accuracy" else "")
+        table.add_row(label, *cells)
+    console.print(result["title"])
+    console.print(table)
+    console.print(f"report: {output / 'report.html'}", soft_wrap=True)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.evaluate", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--clips", type=Path, required=True, help="folder written by trainer.forge")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--clips", type=Path, help="folder written by trainer.forge: the product")
+    source.add_argument("--data", type=Path, help="folder written by trainer.prepare: a checkpoint")
     parser.add_argument("--split", default="test", choices=("train", "val", "test", "all"))
-    parser.add_argument("--model", default=DEFAULT_PRESET, help="a preset or a folder with a pair")
-    parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--output", type=Path, help="write the figures as JSON")
-    args = parser.parse_args(argv)
-    from runtime.backends import load_backend
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="with --clips a JSON file, with --data a folder (default: beside the checkpoint)",
+    )
+    product = parser.add_argument_group("with --clips")
+    product.add_argument("--model", default=DEFAULT_PRESET, help="a preset or a folder with a pair")
+    product.add_argument(
+        "--provider", choices=("cpu", "cuda"), help="of ONNX Runtime (default: cpu)"
+    )
+    checkpoint = parser.add_argument_group("with --data")
+    checkpoint.add_argument("--checkpoint", type=Path, help="of trainer.fit, or of a baseline")
+    checkpoint.add_argument("--protocol", default="given", help="see trainer.data.splits")
+    checkpoint.add_argument("--fold", type=int, default=0)
+    silence = checkpoint.add_mutually_exclusive_group()
+    silence.add_argument("--trimmed", action="store_true", help="without leading silence")
+    silence.add_argument("--both", action="store_true", help="with and without, side by side")
+    checkpoint.add_argument(
+        "--argmax", action="store_true", help="decide as the paper does, without calibration"
+    )
+    return parser
 
-    try:
+
+def _main(args: argparse.Namespace) -> None:
+    if args.clips is not None:
+        from runtime.backends import load_backend
+
         with load_backend(args.model, provider=args.provider) as backend:
-            result = evaluate(args.clips, backend, args.split)
-        _print(result)
+            counted = evaluate(args.clips, backend, args.split)
+        _print(counted)
         if args.output:
-            write_json(args.output, result)
+            write_json(args.output, counted)
+        return
+    if args.checkpoint is None:
+        raise UsageError("--data needs --checkpoint; for the product as it ships give --clips")
+    trimmed = {"both": ("untrimmed", "trimmed"), "trimmed": ("trimmed",)}
+    chosen = "both" if args.both else "trimmed" if args.trimmed else ""
+    output = args.output or args.checkpoint.parent / "evaluation"
+    result = evaluate_checkpoint(
+        args.data,
+        args.checkpoint,
+        output,
+        split=args.split,
+        protocol=args.protocol,
+        fold=args.fold,
+        variants=trimmed.get(chosen, ("untrimmed",)),
+        argmax=args.argmax,
+    )
+    _print_checkpoint(result, output)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        _main(args)
     except UserError as err:
         print(f"trainer.evaluate: {err}", file=sys.stderr)
         return err.exit_code

@@ -7,24 +7,25 @@ writes ``OUTPUT/<category>/Unknown/unknown/<identity>/<clip>.mp4``, ``meta_data.
 FakeAVCeleb's columns and ``forge.json`` with every clip's method, seed, parameters, labels and
 split.  Rules that keep short cuts out:
 
-* genuine clips go through the same decoder, grid and encoder as forged ones;
 * identities are split first, and every donor comes from the same split;
-* donors are dealt by a cyclic permutation, so every voice and mouth is used in as many fakes as
-  genuine clips: by default among the same speaker's other clips, among the split's speakers where
-  a speaker has only one.
+* the clips that a method is given are dealt to each other as its donors, so within a method every
+  face and every voice is lent as often as it is used up;
+* a clip and everything made from it go the same way through transport, light, level, frame rate
+  and one encoder (:mod:`trainer.data.nuisance`), drawn once for all of them; a speaker with few
+  clips is seen several times, genuine and forged equally often;
+* ``python -m trainer.probe`` measures what is left.
 
-A clip that exists already is kept, so a run that was stopped goes on where it was.
+A file that exists already is kept, so a run that was stopped goes on where it was, to the same set.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import json
-import math
 import sys
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +34,23 @@ import numpy as np
 from runtime.errors import EXIT_ERROR, MediaError, UsageError, UserError
 from runtime.files import write_json
 from runtime.spec import AudioSpec, FaceSpec
-from trainer.data import forgeries
+from trainer.data import forgeries, speech
 from trainer.data.clips import MAX_CLIP_S, Clip, find_faces, read_clip, write_clip
-from trainer.data.layouts import CATEGORIES, FAKE_AUDIO, FAKE_BOTH, FAKE_VIDEO, find_genuine
+from trainer.data.layouts import CATEGORIES, find_genuine
+from trainer.data.nuisance import MARGIN_TOKENS, MAX_TRANSPORT_MS, apply_nuisance
 from trainer.data.parallel import over_processes
+from trainer.data.plan import (
+    ALL_METHODS,
+    BALANCE,
+    OTHERS_VOICE,
+    Forgery,
+    Piece,
+    assign_splits,
+    plan,
+)
 
 SHORT = dict(zip(CATEGORIES, ("RARV", "FARV", "RAFV", "FAFV"), strict=True))
-# category -> (picture method, sound method), dealt in turn
-METHODS: dict[str, tuple[tuple[str, str], ...]] = {
-    FAKE_AUDIO: (("none", "replaced"), ("none", "shifted"), ("none", "vocoded")),
-    FAKE_VIDEO: (("self_blend", "none"), ("mouth_replay", "none")),
-    FAKE_BOTH: (
-        ("mouth_replay", "dubbed"),
-        ("self_blend", "vocoded"),
-        ("mouth_replay", "vocoded"),
-        ("self_blend", "replaced"),
-    ),
-}
-SYNTHETIC_VOICE = frozenset({"vocoded", "dubbed"})
+KIND = dict(zip(CATEGORIES, "ABCD", strict=True))  # FakeAVCeleb's types
 META_COLUMNS = (
     "source",
     "target1",
@@ -63,191 +63,95 @@ META_COLUMNS = (
     "path",
     "",
 )
-MIN_TOKENS = 40
+MIN_TOKENS = 40 + MARGIN_TOKENS
+OPTIONS = "forge-options.json"
 
 
-@dataclass(frozen=True)
-class Piece:
-    """One genuine clip, or one piece of a long one."""
-
-    path: str
-    identity: str
-    split: str
-    start_s: float
-    duration_s: float
-    name: str  # unique within its identity
-
-
-@dataclass
-class Forgery:
-    """One file to write, and afterwards its record."""
-
-    file: str  # relative to the output folder
-    category: str
-    picture: str  # none | self_blend | mouth_replay
-    sound: str  # none | replaced | shifted | vocoded | dubbed
-    seed: int
-    source: Piece
-    donor: Piece | None = None
-    params: dict[str, Any] = field(default_factory=dict)
-
-    def record(self) -> dict[str, Any]:
-        """A line of forge.json.  ``matched`` is whether lips and voice belong together."""
-        return {
-            "file": self.file,
-            "category": self.category,
-            "method": f"{self.picture}+{self.sound}" if self.category != CATEGORIES[0] else "real",
-            "identity": self.source.identity,
-            "clip": self.source.name,
-            "donor": self.donor.identity if self.donor else None,
-            "donor_clip": self.donor.name if self.donor else None,
-            "split": self.source.split,
-            "fake_video": self.picture != "none",
-            "fake_audio": self.sound != "none",
-            "synthetic_voice": self.sound in SYNTHETIC_VOICE,
-            "matched": _matched(self.picture, self.sound),
-            "seed": self.seed,
-            "params": self.params,
-        }
-
-
-def _matched(picture: str, sound: str) -> bool:
-    if picture == "mouth_replay":
-        return sound == "dubbed"
-    return sound in ("none", "vocoded")
-
-
-def assign_splits(
-    identities: list[str], *, val: list[str] | None, test: list[str] | None, seed: int
-) -> dict[str, str]:
-    """identity -> train, val or test; by default a seeded 15 and 15 percent, at least one each.
-
-    Fewer than three identities cannot be split by identity: all of them train, and the caller
-    says so.  Raises :class:`UsageError` for a name that is no identity or stands in both lists.
-    """
-    if val is not None or test is not None:
-        val, test = val or [], test or []
-        unknown = sorted((set(val) | set(test)) - set(identities))
-        if unknown:
-            known = ", ".join(identities[:12])
-            raise UsageError(f"no identity named {', '.join(unknown)}; there are: {known}")
-        if set(val) & set(test):
-            raise UsageError(f"in --val and --test: {', '.join(sorted(set(val) & set(test)))}")
-        return {i: "val" if i in val else "test" if i in test else "train" for i in identities}
-    if len(identities) < 3:
-        return dict.fromkeys(identities, "train")
-    order = list(np.random.default_rng(seed).permutation(identities))
-    share = max(1, round(0.15 * len(order)))
-    names = ["test"] * share + ["val"] * share + ["train"] * (len(order) - 2 * share)
-    return {str(i): s for i, s in zip(order, names, strict=True)}
-
-
-def plan(
-    pieces: list[Piece], *, per_category: int, per_identity: int = 1, seed: int = 0
-) -> list[Forgery]:
-    """Every file of the set, donors dealt; a pure function of its arguments.
-
-    Each piece gets ``per_category`` forgeries a category, more where its speaker has so few
-    pieces that ``per_identity`` would not be reached.
-    """
-    own: dict[str, int] = {}
-    for piece in pieces:
-        own[piece.identity] = own.get(piece.identity, 0) + 1
-    count = {i: max(per_category, math.ceil(per_identity / n)) for i, n in own.items()}
-    jobs = [_forgery(piece, CATEGORIES[0], "none", "none", 0, None, seed) for piece in pieces]
-    donors = {k: _deal_donors(pieces, seed + k) for k in range(max(count.values()))}
-    for category, methods in METHODS.items():
-        for i, piece in enumerate(pieces):
-            for k in range(count[piece.identity]):
-                picture, sound = methods[(i + k) % len(methods)]
-                donor = donors[k].get(piece)
-                if donor is None and sound in ("replaced", "dubbed"):
-                    sound = "shifted" if sound == "replaced" else "vocoded"
-                needs = sound in ("replaced", "dubbed") or picture == "mouth_replay"
-                used = (donor or piece) if needs else None
-                jobs.append(_forgery(piece, category, picture, sound, k, used, seed))
-    return jobs
-
-
-def _deal_donors(pieces: list[Piece], seed: int) -> dict[Piece, Piece]:
-    """A permutation without fixed points within each speaker, or within the speakers of a split
-    that have one clip each; no entry where a clip is alone."""
-    by_speaker: dict[tuple[str, str], list[Piece]] = {}
-    for piece in pieces:
-        by_speaker.setdefault((piece.split, piece.identity), []).append(piece)
-    groups = [g for g in by_speaker.values() if len(g) > 1]
-    for split in sorted({p.split for p in pieces}):
-        groups.append([g[0] for k, g in by_speaker.items() if k[0] == split and len(g) == 1])
-    rng = np.random.default_rng(seed)
-    donor: dict[Piece, Piece] = {}
-    for group in groups:
-        if len(group) < 2:
-            continue
-        order = [group[i] for i in rng.permutation(len(group))]
-        step = 1 + seed % (len(order) - 1)
-        for i, piece in enumerate(order):
-            donor[piece] = order[(i + step) % len(order)]
-    return donor
-
-
-def _forgery(
-    piece: Piece, category: str, picture: str, sound: str, k: int, donor: Piece | None, seed: int
-) -> Forgery:
-    suffix = "" if category == CATEGORIES[0] else f"_{picture}-{sound}_{k}"
-    name = f"{piece.name}{suffix}.mp4"
-    file = f"{category}/Unknown/unknown/{piece.identity}/{name}"
-    digest = hashlib.sha256(f"{seed}/{file}".encode()).digest()
-    return Forgery(file, category, picture, sound, int.from_bytes(digest[:4], "big"), piece, donor)
-
-
-def forge_piece(jobs: list[Forgery], output: Path) -> list[dict[str, Any]]:
+def forge_piece(
+    jobs: list[Forgery], output: Path, sentences: tuple[str, ...] = (), voice: str = "hibari"
+) -> list[dict[str, Any]]:
     """All files of one genuine piece; their records, the parameters filled in."""
-    audio_spec, face_spec = AudioSpec(), FaceSpec()
+    audio_spec = AudioSpec()
     source: Clip | None = None
     records = []
     for job in jobs:
         target = output / job.file
         sidecar = target.with_suffix(".json")
         if target.is_file() and sidecar.is_file():
-            records.append(json.loads(sidecar.read_text()))
+            records.append(json.loads(sidecar.read_text(encoding="utf-8")))
             continue
         if source is None:
             source = _read(job.source, audio_spec)
-        frames, audio = source.frames, source.audio
         rng = np.random.default_rng(job.seed)
-        donor = _read(job.donor, audio_spec) if job.donor else None
-        offset = 0
-        if job.picture == "self_blend":
-            frames, job.params["picture"] = forgeries.self_blend(
-                source, find_faces(source, face_spec), rng
-            )
-        elif job.picture == "mouth_replay":
-            assert donor is not None
-            if job.donor == job.source:  # another moment of the same clip
-                offset = int(rng.integers(donor.tokens // 4, donor.tokens * 3 // 4))
-            frames, job.params["picture"] = forgeries.mouth_replay(
-                source,
-                find_faces(source, face_spec),
-                donor,
-                find_faces(donor, face_spec),
-                offset,
-                rng,
-            )
-        if job.sound == "shifted":
-            audio, job.params["sound"] = forgeries.shifted(audio, audio_spec, rng)
-        elif job.sound == "vocoded":
-            audio, job.params["sound"] = forgeries.vocoded(audio, audio_spec, rng)
-        elif job.sound in ("replaced", "dubbed"):
-            assert donor is not None
-            voice = np.roll(donor.audio, -offset * audio_spec.token_samples)
-            audio, job.params["sound"] = forgeries.replaced(audio, voice, rng)
-            if job.sound == "dubbed":
-                audio, job.params["sound"] = forgeries.vocoded(audio, audio_spec, rng)
-        write_clip(target, frames, audio, audio_spec)
+        frames, offset = _forge_picture(job, source, rng)
+        audio = _forge_sound(job, source, offset, rng, sentences, voice)
+        frames, audio = apply_nuisance(frames, audio, job.nuisance, audio_spec)
+        write_clip(
+            target,
+            frames,
+            audio,
+            audio_spec,
+            crf=job.nuisance.crf,
+            audio_bit_rate=job.nuisance.audio_bit_rate,
+        )
         record = job.record()
         write_json(sidecar, record)
         records.append(record)
     return records
+
+
+def _forge_picture(
+    job: Forgery, source: Clip, rng: np.random.Generator
+) -> tuple[list[forgeries.UInt8], int]:
+    """(frames, how many tokens later the donor's pictures are taken)"""
+    if job.picture == "none":
+        return source.frames, 0
+    face_spec = FaceSpec()
+    faces = find_faces(source, face_spec)
+    if job.picture == "self_blend":
+        frames, job.params["picture"] = forgeries.self_blend(source, faces, rng)
+        return frames, 0
+    assert job.face_donor is not None
+    same = job.face_donor == job.source  # then another moment of the same clip
+    donor = source if same else _read(job.face_donor, AudioSpec())
+    offset = int(rng.integers(donor.tokens // 4, donor.tokens * 3 // 4)) if same else 0
+    method = forgeries.face_swap if job.picture == "face_swap" else forgeries.mouth_replay
+    frames, job.params["picture"] = method(
+        source, faces, donor, find_faces(donor, face_spec), offset, rng
+    )
+    return frames, offset
+
+
+def _forge_sound(
+    job: Forgery,
+    source: Clip,
+    offset: int,
+    rng: np.random.Generator,
+    sentences: tuple[str, ...],
+    voice: str,
+) -> speech.Float32:
+    spec, audio = AudioSpec(), source.audio
+    if job.sound == "shifted":
+        audio, params = speech.shifted(audio, spec, rng, job.nuisance.transport_ms)
+    elif job.sound == "vocoded":
+        audio, params = speech.vocoded(audio, spec, rng)
+    elif job.sound == "griffin_lim":
+        audio, params = speech.griffin_lim(audio, spec, rng)
+    elif job.sound == "tts":
+        audio, params = speech.tts(audio, spec, rng, sentences=sentences, voice=voice)
+    elif job.sound in OTHERS_VOICE:
+        assert job.voice_donor is not None
+        donor = source if job.voice_donor == job.source else _read(job.voice_donor, spec)
+        lent = np.roll(donor.audio, -offset * spec.token_samples)
+        audio, params = speech.replaced(audio, lent), {}
+        if job.sound == "dubbed":
+            resynthesis = speech.vocoded if rng.random() < 0.5 else speech.griffin_lim
+            audio, params = resynthesis(audio, spec, rng)
+            params["resynthesis"] = resynthesis.__name__
+    else:
+        return audio
+    job.params["sound"] = params
+    return audio
 
 
 def _read(piece: Piece, audio_spec: AudioSpec) -> Clip:
@@ -288,14 +192,30 @@ def forge(
     per_identity: int = 1,
     max_clips: int | None = None,
     segment_s: float | None = None,
+    balance: Sequence[int] = BALANCE,
+    methods: Sequence[str] = ALL_METHODS,
+    max_transport_ms: float = MAX_TRANSPORT_MS,
+    sentences: tuple[str, ...] = (),
+    voice: str = speech.TTS_VOICES[0],
     seed: int = 0,
     workers: int = 1,
 ) -> dict[str, Any]:
     """Write the set; returns what forge.json holds.
 
     Clips that cannot be used are left out, named in ``dropped`` with the reason.  Raises
-    :class:`MediaError` where nothing could be used.
+    :class:`MediaError` where nothing could be used, and :class:`UsageError` for an option that
+    does not exist or an ``output`` that holds a set made with other options.
     """
+    options = {
+        "seed": seed,
+        "per_category": per_category,
+        "per_identity": per_identity,
+        "balance": list(balance),
+        "methods": sorted(methods),
+        "max_transport_ms": max_transport_ms,
+        "voice": voice,
+        "sentences": list(sentences),
+    }
     clips = find_genuine(genuine, identities)
     names = sorted({c.identity for c in clips})
     splits = assign_splits(names, val=val, test=test, seed=seed)
@@ -313,15 +233,23 @@ def forge(
                     piece = Piece(**{**asdict(piece), "name": f"{piece.name}~{again}"})
                 pieces.append(piece)
     jobs: dict[Piece, list[Forgery]] = {}
-    for job in plan(pieces, per_category=per_category, per_identity=per_identity, seed=seed):
+    for job in plan(
+        pieces,
+        per_category=per_category,
+        per_identity=per_identity,
+        balance=balance,
+        methods=methods,
+        max_transport_ms=max_transport_ms,
+        seed=seed,
+    ):
         jobs.setdefault(job.source, []).append(job)
 
-    output.mkdir(parents=True, exist_ok=True)
+    _claim(output, options)
     records: list[dict[str, Any]] = []
     dropped: dict[str, str] = {}
     for piece, result in over_processes(
         _attempt,
-        ((piece, (own, output)) for piece, own in jobs.items()),
+        ((piece, (own, output, sentences, voice)) for piece, own in jobs.items()),
         workers=workers,
         title="forging",
     ):
@@ -335,8 +263,7 @@ def forge(
         )
     records.sort(key=lambda r: r["file"])
     summary = {
-        "seed": seed,
-        "per_category": per_category,
+        **options,
         "splits": splits,
         "dropped": dropped,
         "clips": records,
@@ -346,12 +273,37 @@ def forge(
     return summary
 
 
-def _attempt(jobs: list[Forgery], output: Path) -> list[dict[str, Any]] | MediaError:
+def _claim(output: Path, options: dict[str, Any]) -> None:
+    """Files that are there are kept, so they must have been made with the same options."""
+    path = output / OPTIONS
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if (output / "forge.json").exists():
+            raise UsageError(
+                f"{output} holds a set of an older version; choose another folder"
+            ) from None
+        write_json(path, options)
+        return
+    except ValueError as err:
+        raise UsageError(f"{path} is damaged ({err}); choose another folder") from err
+    other = sorted(k for k in options if before.get(k) != options[k])
+    if other:
+        raise UsageError(
+            f"{output} holds a set made with other options ({', '.join(other)}); "
+            "choose another folder"
+        )
+
+
+def _attempt(
+    jobs: list[Forgery], output: Path, sentences: tuple[str, ...], voice: str
+) -> list[dict[str, Any]] | MediaError:
     import cv2
 
     cv2.setNumThreads(1)  # the processes are the parallelism
     try:
-        return forge_piece(jobs, output)
+        return forge_piece(jobs, output, sentences, voice)
     except MediaError as err:
         return err
 
@@ -363,15 +315,13 @@ def _write_meta(path: Path, records: list[dict[str, Any]]) -> None:
         writer.writerow(META_COLUMNS)
         for r in records:
             folder, name = r["file"].rsplit("/", 1)
-            short = SHORT[r["category"]]
-            kind = {"RARV": "A", "FARV": "B", "RAFV": "C", "FAFV": "D"}[short]
             writer.writerow(
                 [
                     r["identity"],
                     r["donor"] or "-",
                     "-",
                     r["method"],
-                    kind,
+                    KIND[r["category"]],
                     r["category"],
                     "Unknown",
                     "unknown",
@@ -402,6 +352,30 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--max-clips", type=int, help="a speaker's clips at most")
     parser.add_argument("--segment", type=float, metavar="S", help="cut long clips into pieces")
+    parser.add_argument(
+        "--methods",
+        type=_names,
+        default=list(ALL_METHODS),
+        help=f"by comma, of {', '.join(ALL_METHODS)} (default: all)",
+    )
+    parser.add_argument(
+        "--balance",
+        type=_balance,
+        default=BALANCE,
+        metavar="A:B:C:D",
+        help="clips of " + ", ".join(CATEGORIES) + " for each genuine clip (default: 1:1:1:1)",
+    )
+    parser.add_argument(
+        "--max-transport-ms",
+        type=float,
+        default=MAX_TRANSPORT_MS,
+        metavar="MS",
+        help="largest A/V offset put on genuine and forged alike (default and most: 200)",
+    )
+    parser.add_argument(
+        "--sentences", type=Path, metavar="FILE", help="for tts, one a line (default: GRID's)"
+    )
+    parser.add_argument("--voice", choices=speech.TTS_VOICES, default=speech.TTS_VOICES[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args(argv)
@@ -416,6 +390,11 @@ def main(argv: list[str] | None = None) -> int:
             per_identity=args.per_identity,
             max_clips=args.max_clips,
             segment_s=args.segment,
+            balance=args.balance,
+            methods=args.methods,
+            max_transport_ms=args.max_transport_ms,
+            sentences=_lines(args.sentences) if args.sentences else (),
+            voice=args.voice,
             seed=args.seed,
             workers=args.workers,
         )
@@ -440,6 +419,21 @@ def main(argv: list[str] | None = None) -> int:
 
 def _names(text: str) -> list[str]:
     return [name for name in (part.strip() for part in text.split(",")) if name]
+
+
+def _balance(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(":"))
+    except ValueError as err:
+        raise argparse.ArgumentTypeError("four whole numbers as in 1:1:1:1") from err
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    found = tuple(line for line in lines if line)
+    if not found:
+        raise UsageError(f"{path} has no sentences; write one a line")
+    return found
 
 
 if __name__ == "__main__":

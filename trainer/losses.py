@@ -37,6 +37,16 @@ class LossWeights:
     alignment: float = 1.0
 
 
+class Totals(NamedTuple):
+    """What the weighted sums of the terms are divided by, where a batch is seen in parts: the sums
+    of the sample weights over the whole batch.  Scalars."""
+
+    both: Tensor
+    audio: Tensor
+    visual: Tensor
+    contrast: Tensor
+
+
 class LossTerms(NamedTuple):
     """Scalars; ``total`` is the weighted sum, the others are unweighted, for the log."""
 
@@ -58,6 +68,7 @@ def msct_loss(
     weight_v: Tensor | None = None,
     weights: LossWeights | None = None,
     label_smoothing: float = 0.0,
+    totals: Totals | None = None,
 ) -> LossTerms:
     """Eq. 4.  Each term is the mean over the batch weighted by its own sample weights.
 
@@ -68,16 +79,20 @@ def msct_loss(
     weight_av, weight_a, weight_v : shape = (B,); 1 where absent.  0 leaves a sample out of that
         term: ``weight_a`` for a clip whose sound is missing, ``weight_av`` (which also holds for
         L_c) where either is.  A term that nobody takes part in is 0.
+    totals : for one part of a batch; the terms of all parts then add up to those of the batch.
     """
     weights = weights or LossWeights()
     labels = {"reduction": "none", "label_smoothing": label_smoothing}
     fake = fake_av.to(output.similarity.dtype)
     d = output.similarity
     alignment = (1 - fake) * (1 - d) + fake * d.clamp_min(0)  # [B]
-    ce_a = weighted_mean(F.cross_entropy(output.logits_a, fake_a.long(), **labels), weight_a)
-    ce_v = weighted_mean(F.cross_entropy(output.logits_v, fake_v.long(), **labels), weight_v)
-    ce_av = weighted_mean(F.cross_entropy(output.logits_av, fake_av.long(), **labels), weight_av)
-    l_c = weighted_mean(alignment, weight_av)
+    each_a = F.cross_entropy(output.logits_a, fake_a.long(), **labels)  # [B]
+    each_v = F.cross_entropy(output.logits_v, fake_v.long(), **labels)
+    each_av = F.cross_entropy(output.logits_av, fake_av.long(), **labels)
+    ce_a = weighted_mean(each_a, weight_a, totals and totals.audio)
+    ce_v = weighted_mean(each_v, weight_v, totals and totals.visual)
+    ce_av = weighted_mean(each_av, weight_av, totals and totals.both)
+    l_c = weighted_mean(alignment, weight_av, totals and totals.both)
     total = (
         weights.audio * ce_a
         + weights.visual * ce_v
@@ -87,12 +102,14 @@ def msct_loss(
     return LossTerms(total, ce_a, ce_v, ce_av, l_c)
 
 
-def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
-    """sum(weight * values) / sum(weight), 0 where all weights are 0; the mean without weights."""
-    if weight is None:
-        return values.mean()
-    weight = weight.to(values.dtype)
-    return (weight * values).sum() / weight.sum().clamp_min(_TINY)
+def weighted_mean(values: Tensor, weight: Tensor | None, total: Tensor | None = None) -> Tensor:
+    """sum(weight * values) / sum(weight), 0 where all weights are 0; the mean without weights.
+
+    ``total`` stands for sum(weight) where ``values`` are a part of the batch.
+    """
+    weight = torch.ones_like(values) if weight is None else weight.to(values.dtype)
+    total = weight.sum() if total is None else total.to(values.dtype)
+    return (weight * values).sum() / total.clamp_min(_TINY)
 
 
 def temporal_contrast(
@@ -103,6 +120,7 @@ def temporal_contrast(
     offsets: Tensor | None = None,
     tolerance: int = 0,
     weight: Tensor | None = None,
+    total: Tensor | None = None,
 ) -> Tensor:
     """InfoNCE both ways between the video tokens and the audio tokens of the same clip.
 
@@ -117,6 +135,8 @@ def temporal_contrast(
     offsets : integers, shape = (B,), in tokens: audio token i + offset belongs to video token i,
         so positive where the sound is late, as in :func:`runtime.alignment.lag_curve`; None is 0
     weight : shape = (B,); 0 for clips whose sound does not belong to the picture
+    total : the whole batch's sum of ``weight`` over the clips that :func:`has_positives`, where
+        this is a part of it
 
     Returns
     -------
@@ -130,19 +150,24 @@ def temporal_contrast(
         offsets = torch.zeros(b, dtype=torch.long, device=logits.device)
     positive = (lag - offsets.to(lag.dtype)[:, None, None]).abs() <= tolerance  # [B, T, T]
 
-    total, count = logits.new_zeros(b), logits.new_zeros(b)
+    summed, count = logits.new_zeros(b), logits.new_zeros(b)
     for axis in (2, 1):  # each video token among the audio tokens, then the other way
         takes_part = positive.any(axis)  # [B, T]
         # A row without positives would be log(0): its mask is opened and its loss dropped.
         mask = positive | ~takes_part.unsqueeze(axis)
         near = logits.masked_fill(~mask, -torch.inf).logsumexp(axis)  # [B, T]
         loss = (logits.logsumexp(axis) - near) * takes_part
-        total = total + loss.sum(1)
+        summed = summed + loss.sum(1)
         count = count + takes_part.sum(1)
-    per_clip = total / count.clamp_min(1)  # [B]
+    per_clip = summed / count.clamp_min(1)  # [B]
     if weight is None:
         weight = torch.ones_like(per_clip)
-    return weighted_mean(per_clip, weight * (count > 0))
+    return weighted_mean(per_clip, weight * (count > 0), total)
+
+
+def has_positives(offsets: Tensor, length: int, tolerance: int = 0) -> Tensor:
+    """offsets [B] -> bool [B]: some token of a window of ``length`` has its positive in it."""
+    return offsets.abs() - tolerance < length
 
 
 class TemporalContrast(nn.Module):

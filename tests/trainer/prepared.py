@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,15 @@ CATEGORIES = {
 def write_noise_set(
     folder: Path,
     *,
-    splits: dict[str, str],
+    splits: Mapping[str, str | None],
     clips: int = 2,
     tokens: int = 60,
     crop_px: int = 64,
+    silence_tokens: int = 0,
     seed: int = 0,
 ) -> Path:
-    """``splits``: identity -> split.  Forged pictures are darker, forged voices tilted."""
+    """``splits``: identity -> split (None: not dealt).  Forged pictures are darker, forged voices
+    tilted; every clip starts with ``silence_tokens`` of silence."""
     rng = np.random.default_rng(seed)
     rows = []
     for identity, split in splits.items():
@@ -42,6 +45,9 @@ def write_noise_set(
                     crops -= 70
                 if synthetic:
                     audio += np.linspace(-1, 1, 104, dtype=np.float32)
+                sound = rng.integers(-3000, 3000, tokens * 640).astype(np.int16)
+                sound[: silence_tokens * 640] = 0
+                audio[:silence_tokens] = 0
                 target = folder / array
                 target.parent.mkdir(parents=True, exist_ok=True)
                 np.savez(
@@ -49,13 +55,17 @@ def write_noise_set(
                     crops=crops.astype(np.uint8),
                     tokens=audio,
                     level_dbfs=np.full(tokens, -20, np.float32),
+                    audio=sound,
                 )
                 rows.append(
                     {
                         "file": file,
                         "array": array,
                         "tokens": tokens,
+                        "silence_tokens": silence_tokens,
                         "identity": identity,
+                        "voice_identity": identity,
+                        "swapped_identity": None,
                         "clip": f"c{number}",
                         "split": split,
                         "category": category,
@@ -64,8 +74,22 @@ def write_noise_set(
                         "fake_audio": fake_a,
                         "synthetic_voice": synthetic,
                         "matched": matched,
+                        "groups": {},
+                        "file_bytes": target.stat().st_size,
+                        "video_bit_rate": 400_000,
+                        "audio_bit_rate": 64_000,
+                        "fps": 25.0,
+                        "width": 360,
+                        "height": 288,
+                        "duration_s": tokens / 25,
                     }
                 )
-    index = {"crop_px": crop_px, "splits": splits, "dropped": {}, "clips": rows}
+    index = {
+        "version": 2,
+        "crop_px": crop_px,
+        "layout": "forged",
+        "dropped": {},
+        "clips": sorted(rows, key=lambda r: str(r["file"])),
+    }
     (folder / "index.json").write_text(json.dumps(index))
     return folder

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("sklearn", reason="needs the train extra: pip install '.[train]'")
 
-from trainer.calibrate import balanced_weights, fit_platt
+from trainer.calibrate import balanced_weights, conformal_threshold, fit_platt
 
 
 def test_platt_recovers_the_temperature_and_bias_that_made_the_labels():
@@ -43,3 +43,38 @@ def test_a_person_with_many_windows_weighs_no_more_than_one_with_few():
     assert weights[:90].sum() == pytest.approx(0.25)
     assert weights[90:100].sum() == pytest.approx(0.25)
     assert weights[100:].sum() == pytest.approx(0.5)
+
+
+def test_the_conformal_threshold_keeps_its_promise_on_average():
+    """Over many draws of 60 clips, a new clip exceeds the threshold at most 10 % of the time, and
+    hardly less; the interval holds this draw's own rate 19 times of 20."""
+    rng = np.random.default_rng(2)
+    rates, held = [], 0
+    for _ in range(400):
+        score = rng.random((60, 3))  # three windows a clip
+        clip = np.repeat(np.arange(60), 3)
+        got = conformal_threshold(score.ravel(), clip, np.repeat("a", 180), 0.1)
+        assert got is not None
+        rate = 1 - got["threshold"] ** 3  # of a new clip's highest window
+        rates.append(rate)
+        low, high = got["interval_95"]
+        held += low <= rate <= high
+    assert np.mean(rates) == pytest.approx(6 / 61, abs=0.006)  # 60 + 1 - 55 of 60 + 1
+    assert 0.91 < held / 400 < 0.99
+
+
+def test_too_few_clips_promise_nothing():
+    score = np.linspace(0, 1, 18)
+    assert conformal_threshold(score, np.arange(18), np.repeat("a", 18), 0.05) is None
+    nineteen = conformal_threshold(np.linspace(0, 1, 19), np.arange(19), np.repeat("a", 19), 0.05)
+    assert nineteen is not None
+    assert nineteen["threshold"] == 1.0
+
+
+def test_the_rates_of_people_show_who_differs():
+    score = np.concatenate([np.linspace(0, 0.5, 30), np.linspace(0.4, 1.0, 30)])
+    got = conformal_threshold(score, np.arange(60), np.repeat(["a", "b"], 30), 0.1)
+    assert got is not None
+    assert got["identities"] == 2
+    assert got["identity_rates"]["a"] == 0
+    assert got["identity_rates"]["b"] > 0.1

@@ -13,7 +13,7 @@ from safetensors.torch import save_file  # noqa: E402
 
 from runtime.errors import ModelError  # noqa: E402
 from runtime.spec import Calibration, PairSpec  # noqa: E402
-from trainer.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
+from trainer.checkpoint import load_checkpoint, save_checkpoint, weights_digest  # noqa: E402
 from trainer.config import preset  # noqa: E402
 from trainer.model.msct import MSCT  # noqa: E402
 
@@ -108,3 +108,12 @@ def test_an_unwritable_place_is_one_clear_line(model, tmp_path):
 def test_the_specs_shapes_come_from_the_configuration():
     spec = dataclasses.replace(PairSpec(), model=CFG.model_spec())
     assert spec.model.blocks == 1
+
+
+def test_the_digest_is_of_the_weights_alone(model, path):
+    loaded = load_checkpoint(path)[0]
+    before = weights_digest(model)
+    assert weights_digest(loaded) == before
+    with torch.no_grad():
+        loaded.fusion.head_both.bias[0] += 1e-7
+    assert weights_digest(loaded) != before

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +107,101 @@ def test_a_folder_that_is_no_forged_set_is_one_line_and_exit_2(
 ):
     assert main(["--clips", str(tmp_path), "--model", "msct-tiny"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("torch", reason="needs the train extra: pip install '.[train]'")
+    from tests.trainer.prepared import write_noise_set
+
+    folder = tmp_path_factory.mktemp("noise")
+    splits = {"a": "train", "b": "train", "c": "val", "d": "test", "e": "test"}
+    return write_noise_set(folder, splits=splits, tokens=40, crop_px=32, silence_tokens=3)
+
+
+class TestCheckpoint:
+    """A checkpoint on a prepared set; needs torch."""
+
+    @pytest.fixture
+    def checkpoint(self, tmp_path: Path) -> Path:
+        from runtime.spec import Calibration, FaceSpec, PairSpec, StreamSpec
+        from tests.trainer.test_fit import MODEL
+        from trainer.checkpoint import save_checkpoint
+        from trainer.model.msct import MSCT
+
+        spec = PairSpec(
+            model=MODEL.model_spec(),
+            face=FaceSpec(crop_px=32),
+            stream=StreamSpec(window_tokens=30),
+            calibration=Calibration(bias_av=0.3, threshold=0.6),
+            trained=True,
+        )
+        path = tmp_path / "run" / "checkpoint.safetensors"
+        save_checkpoint(path, MSCT(MODEL), MODEL, spec)
+        return path
+
+    def test_both_variants_become_one_report(
+        self, noise: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+    ):
+        words = ["--data", str(noise), "--checkpoint", str(checkpoint), "--both"]
+        assert main(words) == 0
+        folder = checkpoint.parent / "evaluation"
+        result = json.loads((folder / "metrics.json").read_text())
+        assert list(result["variants"]) == ["untrimmed", "trimmed"]
+        for variant in result["variants"].values():
+            assert variant["clips"] == 16
+            assert variant["identities"] == 2
+            assert variant["threshold"] == 0.6
+        out = re.sub(r"\s+", " ", capsys.readouterr().out)
+        assert "balanced_accuracy (the paper's AUC)" in out
+        assert "untrimmed, 16 clips, 2 people" in out
+        assert (folder / "report.html").is_file()
+        assert (folder / "scores-trimmed.npz").is_file()
+
+    def test_argmax_leaves_calibration_and_threshold_aside(self, noise: Path, checkpoint: Path):
+        from trainer.evaluate import load_scorer
+
+        _, _, score, threshold = load_scorer(checkpoint)
+        _, _, plain, half = load_scorer(checkpoint, argmax=True)
+        assert (threshold, half) == (0.6, 0.5)
+        from trainer.data.prepared import PreparedSet
+
+        clips = PreparedSet(noise).select("test")[:2]
+        p, q = score(clips).p_fake, plain(clips).p_fake
+        np.testing.assert_allclose(np.log(p / (1 - p)), np.log(q / (1 - q)) + 0.3, atol=1e-6)
+
+    def test_a_baseline_is_scored_by_the_same_command(self, noise: Path, tmp_path: Path):
+        from trainer.baselines.fit import BaselineConfig, BaselineTrainer
+        from trainer.data.prepared import PreparedSet
+
+        config = BaselineConfig("vfd", miniature=True, steps=1, batch=4)
+        BaselineTrainer(config, PreparedSet(noise), tmp_path).run()
+        path = str(tmp_path / "checkpoint.safetensors")
+        words = ["--data", str(noise), "--checkpoint", path, "--output", str(tmp_path / "report")]
+        assert main(words) == 0
+        result = json.loads((tmp_path / "report" / "metrics.json").read_text())
+        assert result["variants"]["untrimmed"]["heads"] == {}
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--checkpoint", "CHECKPOINT", "--protocol", "random"], "no protocol"),
+            (["--checkpoint", "missing.safetensors"], "cannot read"),
+            ([], "--checkpoint"),
+        ],
+    )
+    def test_what_cannot_be_done_is_one_line(
+        self, noise: Path, checkpoint: Path, words: list[str], message: str, capsys
+    ):
+        given = [str(checkpoint) if w == "CHECKPOINT" else w for w in words]
+        assert main(["--data", str(noise), *given]) != 0
+        err = capsys.readouterr().err
+        assert message in err
+        assert err.count("\n") == 1
+
+    def test_crops_of_another_size_are_refused(self, checkpoint: Path, tmp_path: Path, capsys):
+        from tests.trainer.prepared import write_noise_set
+
+        other = write_noise_set(tmp_path / "set", splits={"a": "test"}, clips=1, crop_px=64)
+        assert main(["--data", str(other), "--checkpoint", str(checkpoint)]) == 2
+        assert "--crop-px 32" in capsys.readouterr().err

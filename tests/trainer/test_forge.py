@@ -6,21 +6,26 @@ from __future__ import annotations
 import collections
 import csv
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-pytest.importorskip("sklearn", reason="needs the train extra: pip install '.[train]'")
+pytest.importorskip("scipy", reason="needs the train extra: pip install '.[train]'")
 
 from runtime.errors import MediaError, UsageError
-from runtime.faces import Face
 from runtime.spec import AudioSpec, FaceSpec
-from trainer.data import forgeries
 from trainer.data.clips import Clip, find_faces, read_clip, write_clip
-from trainer.data.layouts import find_genuine
-from trainer.forge import CATEGORIES, META_COLUMNS, Piece, assign_splits, forge, main, plan
+from trainer.data.layouts import CATEGORIES, find_genuine
+from trainer.data.nuisance import Nuisance
+from trainer.data.plan import Forgery, Piece, _forgery, assign_splits, plan, rotation
+from trainer.forge import META_COLUMNS, forge, main
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 SPEC = AudioSpec()
 
 
@@ -32,20 +37,16 @@ def pieces(counts: dict[str, int], split: str = "train") -> list[Piece]:
     ]
 
 
-def picture_clip(tokens: int = 50) -> tuple[Clip, list[Face | None]]:
-    """A smooth picture with a textured, moving square where the face is."""
-    rng = np.random.default_rng(0)
-    texture = rng.integers(0, 255, (60, 60, 3), dtype=np.uint8)
-    frames, faces = [], []
+def picture_clip(tokens: int = 50) -> Clip:
+    """A smooth picture with a textured, moving square, and a tone."""
+    texture = np.random.default_rng(0).integers(0, 255, (60, 60, 3), dtype=np.uint8)
+    frames = []
     for i in range(tokens):
         frame = np.full((120, 160, 3), 120, np.uint8)
         frame[30:90, 50 + i % 5 : 110 + i % 5] = texture
-        landmarks = np.array([[65.0, 48.0], [95.0, 48.0], [80.0, 68.0]]) + np.array([i % 5, 0])
-        crop = np.zeros((64, 64, 3), np.uint8)
         frames.append(frame)
-        faces.append(Face(0, crop, (50, 30, 110, 90), landmarks, 60.0, 1.0))
     audio = (0.1 * np.sin(np.arange(tokens * 640) * 0.05)).astype(np.float32)
-    return Clip(Path("x.mp4"), frames, audio), faces
+    return Clip(Path("x.mp4"), frames, audio)
 
 
 class TestPlan:
@@ -54,38 +55,120 @@ class TestPlan:
         counts = collections.Counter((j.category, j.source.name, j.source.identity) for j in jobs)
         assert set(counts.values()) == {1}
         assert len(counts) == 4 * 12
+        assert len({j.file for j in jobs}) == len(jobs)
 
-    def test_donors_are_the_same_speakers_other_clips_each_used_equally_often(self):
-        own = pieces({"a": 12, "b": 12})
-        jobs = [j for j in plan(own, per_category=1) if j.donor is not None]
-        assert jobs
-        for job in jobs:
-            assert job.donor.identity == job.source.identity
-            assert job.donor != job.source
-        for category in CATEGORIES[1:]:
-            used = collections.Counter(j.donor for j in jobs if j.category == category)
-            assert max(used.values()) == 1
+    def test_a_method_lends_every_face_and_voice_as_often_as_it_uses_it_up(self):
+        own = pieces({"a": 40, "b": 1, "c": 3}) + pieces({"d": 1, "e": 1, "f": 1}, "test")
+        jobs = plan(own, per_identity=12)
+        for name, donor in (("face_swap", "face_donor"), ("replaced", "voice_donor")):
+            groups: dict[tuple[str, ...], list[Forgery]] = {}
+            for job in jobs:
+                if name in (job.picture, job.sound):
+                    key = (job.source.split, job.category, job.picture, job.sound)
+                    groups.setdefault(key, []).append(job)
+            assert len(groups) >= 4
+            for group in groups.values():
+                used = collections.Counter(j.source for j in group)
+                lent = collections.Counter(getattr(j, donor) for j in group)
+                assert used == lent
+                assert all(getattr(j, donor) != j.source for j in group)
 
-    def test_speakers_with_one_clip_lend_to_each_other_within_their_split(self):
+    def test_as_many_as_can_be_get_another_person(self):
+        """Of 4 + 4 + 4 all; of 9 and 3 three each way, and the rest another clip."""
+        for counts, others in (({"a": 4, "b": 4, "c": 4}, 12), ({"a": 9, "b": 3}, 6)):
+            own = pieces(counts)
+            jobs = [_forgery(p, CATEGORIES[1], "none", "replaced", 0, Nuisance(), 0) for p in own]
+            donors = rotation(jobs, np.random.default_rng(0))
+            crossed = [d.identity != j.source.identity for d, j in zip(donors, jobs, strict=True)]
+            assert sum(crossed) == others
+
+    def test_donors_never_come_from_another_split(self):
         own = pieces({"a": 1, "b": 1, "c": 1}) + pieces({"d": 1, "e": 1}, "test")
-        for job in plan(own, per_category=3):
-            if job.donor is not None and job.donor != job.source:
-                assert job.donor.split == job.source.split
+        lent = 0
+        for job in plan(own, per_category=6):
+            for donor in (job.face_donor, job.voice_donor):
+                if donor is not None:
+                    assert donor.split == job.source.split
+                    lent += donor.identity != job.source.identity
+        assert lent > 10
 
-    def test_a_clip_alone_is_never_given_its_own_voice_as_a_replacement(self):
-        for job in plan(pieces({"a": 1}), per_category=6):
-            assert job.sound not in ("replaced", "dubbed")
+    def test_a_mouth_is_always_the_speakers_own(self):
+        jobs = plan(pieces({"a": 24, "b": 1}), per_identity=6)
+        mouths = [j for j in jobs if j.picture == "mouth_replay"]
+        assert all(j.face_donor.identity == j.source.identity for j in mouths)
+        assert all(j.face_donor != j.source for j in mouths if j.source.identity == "a")
+        assert all(j.voice_donor == j.face_donor for j in mouths if j.sound == "dubbed")
 
-    def test_few_clips_are_forged_more_often(self):
-        jobs = plan(pieces({"a": 20, "b": 1}), per_category=1, per_identity=8)
+    def test_a_clip_alone_is_never_given_its_own_voice_or_face_as_another(self):
+        jobs = plan(pieces({"a": 1}), per_category=12)
+        assert {j.sound for j in jobs} >= {"shifted", "tts"}
+        assert all(j.sound != "replaced" and j.picture != "face_swap" for j in jobs)
+        assert len({j.file for j in jobs}) == len(jobs)
+
+    def test_few_clips_are_taken_oftener_genuine_and_forged_alike(self):
+        jobs = plan(pieces({"a": 20, "b": 1}), per_identity=8)
         count = collections.Counter((j.source.identity, j.category) for j in jobs)
-        assert count["b", "RealVideo-FakeAudio"] == 8
-        assert count["a", "RealVideo-FakeAudio"] == 20
+        assert all(count["b", category] == 8 for category in CATEGORIES)
+        assert all(count["a", category] == 20 for category in CATEGORIES)
+
+    def test_a_clip_and_its_forgeries_go_the_same_way(self):
+        ways: dict[tuple[str, str, str], set[Nuisance]] = {}
+        for job in plan(pieces({"a": 5, "b": 1}), per_identity=4):
+            take = job.file.removesuffix(".mp4").rsplit("_", 1)[1]
+            ways.setdefault((job.source.identity, job.source.name, take), set()).add(job.nuisance)
+        assert all(len(w) == 1 for w in ways.values())
+        assert len(set.union(*ways.values())) == len(ways) == 9
+
+    def test_the_balance_is_kept(self):
+        jobs = plan(pieces({"a": 4, "b": 4}), balance=(3, 1, 0, 2))
+        count = collections.Counter(j.category for j in jobs)
+        assert [count[c] for c in CATEGORIES] == [24, 8, 0, 16]
+
+    @pytest.mark.parametrize("balance", [(1, 1, 1), (0, 1, 1, 1), (1, -1, 1, 1)])
+    def test_a_balance_that_is_none_is_refused(self, balance: tuple[int, ...]):
+        with pytest.raises(UsageError, match="--balance wants four whole numbers"):
+            plan(pieces({"a": 2}), balance=balance)
+
+    def test_only_the_chosen_methods_are_dealt(self):
+        jobs = plan(pieces({"a": 8}), methods=("self_blend", "shifted"), balance=(1, 1, 1, 0))
+        assert {(j.picture, j.sound) for j in jobs} == {
+            ("none", "none"),
+            ("none", "shifted"),
+            ("self_blend", "none"),
+        }
+
+    def test_an_unknown_method_and_an_empty_category_are_refused(self):
+        with pytest.raises(UsageError, match=r"no method named wav2lip; there are: dubbed, "):
+            plan(pieces({"a": 2}), methods=("wav2lip",))
+        with pytest.raises(UsageError, match="--methods leaves FakeVideo-RealAudio empty"):
+            plan(pieces({"a": 2}), methods=("shifted",))
 
     def test_the_same_seed_gives_the_same_plan_and_another_one_does_not(self):
         own = pieces({"a": 9})
         assert plan(own, per_category=2, seed=1) == plan(own, per_category=2, seed=1)
         assert plan(own, per_category=2, seed=1) != plan(own, per_category=2, seed=2)
+
+    def test_a_record_says_whose_face_and_voice_it_is_and_how_late_the_sound(self):
+        own = pieces({"a": 3, "b": 3})
+        for job in plan(own, per_identity=12):
+            record = job.record()
+            assert record["params"]["transport_ms"] == job.nuisance.transport_ms
+            if job.sound == "tts":
+                assert record["voice_identity"] is None
+            elif job.sound in ("replaced", "dubbed"):
+                assert record["voice_identity"] == job.voice_donor.identity
+            else:
+                assert record["voice_identity"] == job.source.identity
+            swapped = job.picture == "face_swap" and job.face_donor.identity != record["identity"]
+            assert (record["swapped_identity"] is not None) == swapped
+            assert record["synthetic_voice"] == (
+                job.sound in ("vocoded", "griffin_lim", "tts", "dubbed")
+            )
+            assert record["matched"] == (
+                job.sound in ("none", "vocoded", "griffin_lim")
+                if job.picture != "mouth_replay"
+                else job.sound == "dubbed"
+            )
 
 
 class TestSplits:
@@ -105,65 +188,9 @@ class TestSplits:
             assign_splits(["a", "b", "c"], val=["b"], test=["b"], seed=0)
 
 
-class TestSound:
-    AUDIO = picture_clip()[0].audio
-
-    def test_a_shift_is_at_least_400_ms_and_keeps_every_sample_but_the_seam(self):
-        for seed in range(20):
-            out, params = forgeries.shifted(self.AUDIO, SPEC, np.random.default_rng(seed))
-            assert 0.4 <= abs(params["shift_s"]) <= 1.0
-            back = np.roll(out, -round(params["shift_s"] * 16_000))
-            assert (np.abs(back - self.AUDIO) > 1e-6).mean() < 0.02
-
-    def test_a_replacement_has_the_length_and_loudness_of_what_it_replaces(self):
-        donor = np.random.default_rng(1).normal(0, 0.01, 5_000).astype(np.float32)
-        out, _ = forgeries.replaced(self.AUDIO, donor, np.random.default_rng(0))
-        assert len(out) == len(self.AUDIO)
-        assert np.sqrt((out**2).mean()) == pytest.approx(np.sqrt((self.AUDIO**2).mean()), rel=0.01)
-
-    def test_the_vocoder_changes_the_pitch_by_the_factor_it_records(self):
-        t = np.arange(32_000) / 16_000
-        voice = sum(np.sin(2 * np.pi * 120 * k * t) / k for k in range(1, 12)).astype(np.float32)
-        voice *= 0.1
-        out, params = forgeries.vocoded(voice, SPEC, np.random.default_rng(3))
-        spectrum = np.abs(np.fft.rfft(out[8_000:24_000] * np.hanning(16_000)))
-        peak = np.argmax(spectrum[60:220]) + 60  # 1 Hz bins
-        assert peak == pytest.approx(120 * params["pitch"], abs=3)
-        assert len(out) == len(voice)
-
-
-class TestPicture:
-    @pytest.mark.parametrize("seed", range(3))
-    def test_a_self_blend_changes_the_face_and_nothing_far_from_it(self, seed: int):
-        clip, faces = picture_clip()
-        out, _ = forgeries.self_blend(clip, faces, np.random.default_rng(seed))
-        change = np.abs(np.stack(out).astype(int) - np.stack(clip.frames)).max(-1)  # [T, H, W]
-        assert change[:, 45:75, 70:95].mean() > 3
-        assert change[:, :, :20].max() == 0
-        assert change[:, :, 145:].max() == 0
-
-    def test_a_mouth_replay_changes_the_mouth_and_not_the_eyes(self):
-        clip, faces = picture_clip()
-        donor, donor_faces = picture_clip()
-        donor.frames = [255 - f for f in donor.frames]
-        out, params = forgeries.mouth_replay(
-            clip, faces, donor, donor_faces, 7, np.random.default_rng(0)
-        )
-        change = np.abs(np.stack(out).astype(int) - np.stack(clip.frames)).max(-1)
-        assert change[:, 74:84, 74:86].mean() > 5
-        assert change[:, 30:45].max() <= 1
-        assert params["offset_tokens"] == 7
-
-    def test_tokens_without_a_face_stay_as_they_are(self):
-        clip, faces = picture_clip()
-        missing = [None if 10 <= i < 20 else f for i, f in enumerate(faces)]
-        out, _ = forgeries.self_blend(clip, missing, np.random.default_rng(0))
-        assert all(np.array_equal(out[i], clip.frames[i]) for i in range(10, 20))
-
-
 class TestFiles:
     def test_a_written_clip_reads_back_with_its_length_and_sound_in_place(self, tmp_path: Path):
-        clip, _ = picture_clip(60)
+        clip = picture_clip(60)
         click = np.zeros(60 * 640, np.float32)
         click[20_000:20_400] = 0.8
         write_clip(tmp_path / "a.mp4", clip.frames, click, SPEC)
@@ -211,6 +238,7 @@ class TestFiles:
 
     def test_a_real_clip_becomes_the_four_categories(self, sample_clip: Path, tmp_path: Path):
         """The whole path on a real clip in two pieces; a second run changes nothing."""
+        pytest.importorskip("pyworld", reason="needs the train extra: pip install '.[train]'")
         folder = tmp_path / "genuine"
         folder.mkdir()
         (folder / "clip.mp4").write_bytes(sample_clip.read_bytes())
@@ -231,9 +259,55 @@ class TestFiles:
         genuine = next(
             r for r in summary["clips"] if r["clip"] == fake["clip"] and r["method"] == "real"
         )
+        assert genuine["params"] == {k: fake["params"][k] for k in ("transport_ms", "nuisance")}
         changed, same = (read_clip(out / r["file"], SPEC) for r in (fake, genuine))
+        assert changed.tokens == same.tokens
         faces = find_faces(same, FaceSpec())
         token = next(i for i, face in enumerate(faces) if i >= 30 and face is not None)
         x0, y0, x1, y1 = (int(v) for v in faces[token].box)
         difference = np.abs(changed.frames[token].astype(int) - same.frames[token])
         assert difference[y0:y1, x0:x1].mean() > 2 * difference[:20].mean()
+
+    def test_a_set_of_other_options_is_never_mixed_in(self, tmp_path: Path):
+        folder = tmp_path / "genuine"
+        write_clip(folder / "a.mp4", picture_clip(60).frames, picture_clip(60).audio, SPEC)
+        options = {"methods": ("shifted",), "balance": (1, 1, 0, 0)}
+        forge(folder, tmp_path / "out", **options)
+        with pytest.raises(UsageError, match=r"made with other options \(max_transport_ms, seed\)"):
+            forge(folder, tmp_path / "out", **options, seed=1, max_transport_ms=0.0)
+
+    def test_a_clip_that_is_too_short_is_dropped_and_named(self, tmp_path: Path):
+        folder = tmp_path / "genuine"
+        write_clip(folder / "a.mp4", picture_clip(60).frames, picture_clip(60).audio, SPEC)
+        write_clip(folder / "b.mp4", picture_clip(30).frames, picture_clip(30).audio, SPEC)
+        summary = forge(folder, tmp_path / "out", methods=("shifted",), balance=(1, 1, 0, 0))
+        assert summary["dropped"] == {"b": "b.mp4: shorter than 1.8 s"}
+        assert {r["clip"] for r in summary["clips"]} == {"a"}
+
+    @pytest.mark.slow
+    def test_a_killed_run_goes_on_to_the_same_set(self, tmp_path: Path):
+        """SIGKILL half-way, then the same command: the bytes of an unbroken run."""
+        folder = tmp_path / "genuine"
+        for i in range(3):
+            clip = picture_clip(60)
+            write_clip(folder / f"p{i}" / "a.mp4", clip.frames, clip.audio, SPEC)
+        unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+        methods = ("shifted", "replaced", "griffin_lim")
+        forge(folder, unbroken, methods=methods, balance=(1, 3, 0, 0), per_identity=2)
+        command = [
+            *(sys.executable, "-m", "trainer.forge", "--genuine", str(folder)),
+            *("--methods", ",".join(methods), "--balance", "1:3:0:0", "--per-identity", "2"),
+            *("--output", str(broken), "--workers", "1"),
+        ]
+        running = subprocess.Popen(command, cwd=REPOSITORY)
+        while running.poll() is None and len(list(broken.rglob("*.mp4"))) < 6:
+            time.sleep(0.01)
+        running.send_signal(signal.SIGKILL)
+        assert running.wait() == -signal.SIGKILL
+        assert not (broken / "forge.json").exists()
+        subprocess.run(command, check=True, cwd=REPOSITORY)
+        files = sorted(p.relative_to(unbroken) for p in unbroken.rglob("*.*") if p.is_file())
+        assert len([p for p in files if p.suffix == ".mp4"]) == 24
+        for file in files:
+            assert (unbroken / file).read_bytes() == (broken / file).read_bytes(), file
+        assert {p.name for p in broken.rglob("*.mp4")} == {p.name for p in unbroken.rglob("*.mp4")}

@@ -13,6 +13,8 @@ torch = pytest.importorskip("torch")
 from trainer.losses import (  # noqa: E402
     LossWeights,
     TemporalContrast,
+    Totals,
+    has_positives,
     msct_loss,
     temporal_contrast,
 )
@@ -76,6 +78,22 @@ class TestFourTerms:
         nobody = torch.zeros(3)
         terms = msct_loss(output(), **LABELS, weight_a=nobody, weight_v=nobody, weight_av=nobody)
         assert [float(t) for t in terms] == [0.0] * 5
+
+    def test_parts_of_a_batch_add_up_to_it(self):
+        weights = {
+            "weight_a": doubles([1, 0, 1]),
+            "weight_v": doubles([0, 1, 1]),
+            "weight_av": doubles([1, 1, 0]),
+        }
+        whole = msct_loss(output(), **LABELS, **weights)
+        totals = Totals(doubles(2.0), doubles(2.0), doubles(2.0), doubles(0.0))
+        parts = []
+        for i in (slice(0, 1), slice(1, 3)):
+            one = TrainingOutput(*(x[i] if x.numel() else x for x in output()))
+            one_of = {k: x[i] for k, x in {**LABELS, **weights}.items()}
+            parts.append(msct_loss(one, **one_of, totals=totals))
+        for got, want in zip(zip(*parts, strict=True), whole, strict=True):
+            assert float(sum(got)) == pytest.approx(float(want), rel=1e-12)
 
     def test_genuine_parts_that_do_not_belong_together_are_fake_only_together(self):
         labels = {k: torch.zeros(3, dtype=torch.long) for k in LABELS}
@@ -160,6 +178,19 @@ class TestTemporalContrast:
         )
         assert v.grad.isfinite().all()
         assert not v.grad[0].any()
+
+    def test_parts_of_a_batch_add_up_to_it(self):
+        """Weighted means: the mean of the parts' means would be another number."""
+        v, a = unit_tokens(4, 6), unit_tokens(4, 6, seed=1)
+        weight, offsets = doubles([1, 1, 1, 0]), torch.tensor([0, 1, 7, 0])
+        whole = temporal_contrast(v, a, offsets=offsets, weight=weight)
+        total = (weight * has_positives(offsets, 6)).sum()
+        assert float(total) == 2
+        parts = [
+            temporal_contrast(v[i], a[i], offsets=offsets[i], weight=weight[i], total=total)
+            for i in (slice(0, 1), slice(1, 4))
+        ]
+        assert float(sum(parts)) == pytest.approx(float(whole), rel=1e-12)
 
     def test_gradients_agree_with_finite_differences(self):
         v, a = unit_tokens(2, 5).requires_grad_(), unit_tokens(2, 5, seed=1).requires_grad_()

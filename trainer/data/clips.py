@@ -8,6 +8,7 @@ training clip is what the device would have seen.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -16,11 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime.audio import AudioTokens, tokenize
 from runtime.errors import MediaError
 from runtime.faces import Face, FaceTracker
 from runtime.media import VideoChunk
-from runtime.media.file import FileSource
+from runtime.media.file import FORMATS, FileSource
 from runtime.spec import AudioSpec, FaceSpec
 from runtime.timeline import TimelineError, VideoGrid
 
@@ -45,6 +45,30 @@ class Clip:
         return len(self.frames)
 
 
+@dataclass
+class FaceClip:
+    """The main face of a file and its sound, without the pictures they came from."""
+
+    crops: list[UInt8 | None]  # one a token, each [H, W, 3] RGB; None: no face
+    audio: Float32  # [n] mono at 16 kHz, n = 640 per token
+    facts: MediaFacts
+
+
+@dataclass(frozen=True)
+class MediaFacts:
+    """What a file is, apart from what it shows."""
+
+    file_bytes: int
+    video_bit_rate: int
+    audio_bit_rate: int
+    fps: float | None  # as the file declares it; None: it does not
+    width: int
+    height: int
+    duration_s: float  # of what was read
+    damaged: int  # packets and timestamps that were dropped or repaired
+    cut: bool  # longer than MAX_CLIP_S: the rest was not read
+
+
 def read_clip(
     path: Path, audio_spec: AudioSpec, *, start_s: float = 0.0, duration_s: float = MAX_CLIP_S
 ) -> Clip:
@@ -52,41 +76,116 @@ def read_clip(
 
     Raises :class:`runtime.errors.MediaError` where one of the two is missing or has a gap.
     """
+    frames: list[UInt8] = []
+    with _open(path, audio_spec) as source:
+        audio = _decode(source, path, audio_spec, start_s, duration_s, frames.append)
+    return Clip(path, frames, audio)
+
+
+def read_faces(path: Path, audio_spec: AudioSpec, face_spec: FaceSpec) -> FaceClip:
+    """Decode a file once, keeping of each picture only the faces.
+
+    Raises :class:`runtime.errors.MediaError` as :func:`read_clip` does.
+    """
+    tracker = FaceTracker(face_spec)
+    found: list[dict[int, UInt8]] = []
+
+    def look(frame: UInt8) -> None:
+        found.append({f.track_id: f.crop for f in tracker.update(frame, len(found))})
+
+    with _open(path, audio_spec) as source:
+        audio = _decode(source, path, audio_spec, 0.0, MAX_CLIP_S, look)
+        seconds = len(audio) / audio_spec.sample_rate_hz
+        video_bytes, audio_bytes = _packet_bytes(path)
+        whole_s = max(source.info.duration_s or 0.0, seconds)
+        facts = MediaFacts(
+            file_bytes=path.stat().st_size,
+            video_bit_rate=round(8 * video_bytes / whole_s),
+            audio_bit_rate=round(8 * audio_bytes / whole_s),
+            fps=round(source.info.fps, 3) if source.info.fps else None,
+            width=source.info.width,
+            height=source.info.height,
+            duration_s=round(seconds, 3),
+            damaged=source.damaged,
+            cut=whole_s > MAX_CLIP_S + 1.0,
+        )
+    main = _longest(found)
+    return FaceClip([faces.get(main) for faces in found], audio, facts)
+
+
+def _open(path: Path, audio_spec: AudioSpec) -> FileSource:
+    source = FileSource(path, sample_rate_hz=audio_spec.sample_rate_hz)
+    if not (source.info.has_video and source.info.has_audio):
+        source.close()
+        raise MediaError(f"{path.name}: training clips need a picture and sound")
+    return source
+
+
+def _decode(
+    source: FileSource,
+    path: Path,
+    audio_spec: AudioSpec,
+    start_s: float,
+    duration_s: float,
+    visit: Callable[[UInt8], None],
+) -> Float32:
+    """Calls ``visit`` with the picture of each token; returns their sound, 640 samples each."""
     grid: VideoGrid[VideoChunk] = VideoGrid(audio_spec.token_hz)
     first = round(start_s * audio_spec.token_hz)
     last = first + round(duration_s * audio_spec.token_hz)
-    frames: list[UInt8] = []
+    end_s = last / audio_spec.token_hz + 1.0  # a second later nothing can belong to the piece
+    tokens = 0
     sound: list[tuple[float, Float32]] = []
-    with FileSource(path, sample_rate_hz=audio_spec.sample_rate_hz) as source:
-        if not (source.info.has_video and source.info.has_audio):
-            raise MediaError(f"{path.name}: training clips need a picture and sound")
 
-        def take(items: list[Any]) -> None:
-            for item in items:
-                if first <= item.token < last:
-                    if item.frame is None:
-                        raise MediaError(f"{path.name}: picture missing at token {item.token}")
-                    frames.append(item.frame.frame)
+    def take(items: list[Any]) -> None:
+        nonlocal tokens
+        for item in items:
+            if first <= item.token < last:
+                if item.frame is None:
+                    raise MediaError(f"{path.name}: picture missing at token {item.token}")
+                visit(item.frame.frame)
+                tokens += 1
 
-        for chunk in source:
-            if isinstance(chunk, VideoChunk):
-                try:
-                    take(grid.push(chunk.t_s, chunk))
-                except TimelineError:
-                    continue  # a repeated timestamp: the grid shows the picture before it
-            else:
-                sound.append((chunk.t_s, chunk.samples))
-        take(grid.finish())
-    length = len(frames) * audio_spec.token_samples
+    reached = {True: 0.0, False: 0.0}  # is it a picture? -> seconds
+    for chunk in source:
+        is_picture = isinstance(chunk, VideoChunk)
+        reached[is_picture] = chunk.t_s
+        if min(reached.values()) > end_s:
+            break
+        if isinstance(chunk, VideoChunk):
+            try:
+                take(grid.push(chunk.t_s, chunk))
+            except TimelineError:
+                continue  # a repeated timestamp: the grid shows the picture before it
+        else:
+            sound.append((chunk.t_s, chunk.samples))
+    take(grid.finish())
+    if not tokens or not sound:
+        raise MediaError(f"{path.name}: no picture or no sound could be decoded")
+    length = tokens * audio_spec.token_samples
     audio = np.zeros(length, np.float32)
     for t_s, samples in sound:
         at = round((t_s - first / audio_spec.token_hz) * audio_spec.sample_rate_hz)
         lo, hi = max(at, 0), min(at + len(samples), length)
         if lo < hi:
             audio[lo:hi] = samples[lo - at : hi - at]
-    if not frames or not sound:
-        raise MediaError(f"{path.name}: no picture or no sound could be decoded")
-    return Clip(path, frames, audio)
+    return audio
+
+
+def _packet_bytes(path: Path) -> tuple[int, int]:
+    """Compressed bytes of the first picture and the first sound track; nothing is decoded."""
+    import av
+
+    sizes = {"video": 0, "audio": 0}
+    options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+    with av.open(str(path), options=options, metadata_errors="replace") as container:
+        streams = [*container.streams.video[:1], *container.streams.audio[:1]]
+        try:
+            for packet in container.demux(*streams):
+                sizes[packet.stream.type] += packet.size
+        except av.FFmpegError:
+            pass  # the container breaks off here, as it did when it was decoded
+    return sizes["video"], sizes["audio"]
 
 
 def find_faces(clip: Clip, spec: FaceSpec) -> list[Face | None]:
@@ -96,18 +195,18 @@ def find_faces(clip: Clip, spec: FaceSpec) -> list[Face | None]:
         found: list[dict[int, Face]] = []
         for token, frame in enumerate(clip.frames):
             found.append({face.track_id: face for face in tracker.update(frame, token)})
-        lengths: dict[int, int] = {}
-        for faces in found:
-            for track_id in faces:
-                lengths[track_id] = lengths.get(track_id, 0) + 1
-        main = max(lengths, key=lambda k: (lengths[k], -k), default=-1)
+        main = _longest(found)
         clip.faces = [faces.get(main) for faces in found]
     return clip.faces
 
 
-def audio_tokens(clip: Clip, spec: AudioSpec) -> AudioTokens:
-    """[T, 104] for the T tokens of the clip."""
-    return tokenize(clip.audio, spec)
+def _longest(found: Sequence[Mapping[int, Any]]) -> int:
+    """The track that is in most tokens, the older one of two; -1 where there is none."""
+    lengths: dict[int, int] = {}
+    for faces in found:
+        for track_id in faces:
+            lengths[track_id] = lengths.get(track_id, 0) + 1
+    return max(lengths, key=lambda k: (lengths[k], -k), default=-1)
 
 
 def write_clip(

@@ -1,0 +1,599 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training run in one folder, from the first step to the calibrated checkpoint.
+
+Validation chooses the step; calibration is fitted on validation; the test split is read once, at
+the end.  The first process writes, all processes hold the same model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from runtime.errors import ModelError, UsageError
+from runtime.files import write_json
+from runtime.spec import Calibration, FaceSpec, PairSpec, StreamSpec
+from trainer import metrics
+from trainer.batches import Batches, EpochSampler
+from trainer.calibrate import Platt, conformal_threshold, fit_platt
+from trainer.checkpoint import load_checkpoint, save_checkpoint, weights_digest
+from trainer.config import ModelConfig
+from trainer.data.prepared import Batch, PreparedClip, PreparedSet, Sampler
+from trainer.distributed import Group, average_buffers, data_parallel
+from trainer.losses import Totals
+from trainer.model.msct import MSCT
+from trainer.recipes import FitConfig
+from trainer.schedule import Progress, learning_rate
+from trainer.scoring import WindowScores, score_windows, summarise
+from trainer.state import STATE, Log, load_state, record_start, remove_leftovers, save_state
+from trainer.step import TrainingStep, Windows
+
+MAX_SKIPPED = 50  # steps in a row that overflow in fp16, while the scale of the loss is found
+_ALIGN, _JOINT = "align", "joint"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What changes how a run is shown and how fast it is, not what comes out."""
+
+    tensorboard: bool = False
+    compile: bool = False
+    workers: int | None = None  # threads that make batches; None: 0 on a CPU
+
+
+class Trainer:
+    """One run in one folder; :meth:`run` continues it where its state file says."""
+
+    def __init__(
+        self,
+        config: FitConfig,
+        model_config: ModelConfig,
+        data: PreparedSet,
+        folder: Path,
+        *,
+        group: Group | None = None,
+        options: Options | None = None,
+    ) -> None:
+        if data.crop_px != model_config.crop_px:
+            raise UsageError(
+                f"{data.folder} has crops of {data.crop_px} px, {model_config.name} wants "
+                f"{model_config.crop_px}; prepare with --crop-px {model_config.crop_px}"
+            )
+        self.config, self.data, self.folder = config, data, folder
+        self.group, self.options = group or Group(), options or Options()
+        self.stream = StreamSpec(window_tokens=config.window_tokens)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.device = choose_device(config.device, self.group)
+        self._split()
+        self._build(model_config)
+        workers = self.options.workers
+        if workers is None:
+            cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+            workers = max(1, min(8, cores - 1)) if self.device.type == "cuda" else 0
+        self.batches = Batches(
+            self.sampler,
+            self.group.part(config.batch, config.accumulate),
+            align_steps=config.align_steps,
+            workers=workers,
+        )
+        self.progress = Progress()
+        self.init: str | None = None  # digest of the weights that the run began with
+
+    def _split(self) -> None:
+        config, data = self.config, self.data
+        train = data.select("train")
+        if not train:
+            raise UsageError(
+                f"{data.folder} has no training clips under protocol {data.protocol!r}; "
+                "choose another --protocol (see trainer.data.splits)"
+            )
+        self.train_clips = train
+        self.seen_val: list[PreparedClip] = []
+        if config.holdout:
+            self.train_clips, self.seen_val = data.holdout(config.holdout, config.seed)
+        self.val_clips = data.select("val") + self.seen_val
+        shortest = config.window_tokens
+        for name, clips in (("validates", self.val_clips), ("tests", data.select("test"))):
+            if clips and all(c.length < shortest for c in clips):
+                raise UsageError(
+                    f"no clip that {name} is as long as a window of {shortest} tokens; give longer "
+                    "clips or a smaller --window-tokens"
+                )
+        if config.schedule == "plateau" and not self.val_clips:
+            raise UsageError(
+                "the learning rate follows the validation loss and no clip validates; choose "
+                "another --protocol, or --schedule cosine"
+            )
+
+    def _build(self, model_config: ModelConfig) -> None:
+        config, stream = self.config, self.stream
+        self.sampler: Sampler | EpochSampler
+        if config.sampling == "epoch":
+            self.sampler = EpochSampler(
+                self.train_clips,
+                window_tokens=config.window_tokens,
+                batch=config.batch,
+                seed=config.seed,
+                crops=config.augment == "lineage",
+                keep_size=model_config.backbone.pooling == "flatten",
+            )
+        else:
+            if config.augment == "lineage":
+                raise UsageError("augment 'lineage' goes with sampling 'epoch'")
+            self.sampler = Sampler(
+                self.train_clips,
+                window_tokens=config.window_tokens,
+                max_lag_tokens=stream.max_transport_tokens,
+                forged_shift_tokens=stream.forged_shift_tokens,
+                seed=config.seed,
+                remix=config.remix,
+                modality_dropout=config.modality_dropout,
+                augment=config.augment == "full",
+            )
+        clips = len(self.train_clips)
+        self.epoch_steps = max(1, round(clips / config.batch))
+        joint = -(-config.epochs * clips // config.batch) if config.epochs else config.joint_steps
+        self.align_steps, self.joint_steps = config.align_steps, joint
+        self.steps = self.align_steps + joint
+
+        torch.manual_seed(config.seed)
+        self.model = MSCT(model_config)
+        self.model.to(self.device)
+        self.average = self.model  # exponential moving average of the weights
+        if config.ema:
+            self.average = MSCT(model_config)
+            self.average.to(self.device).load_state_dict(self.model.state_dict())
+        cuda = self.device.type == "cuda"
+        if cuda:
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+            if self.group.size > 1 and not config.frozen_norm:
+                nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+        self.optimizer = kind(
+            self.model.parameters(),
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+        )
+        self.dtype = choose_precision(config.precision, self.device)
+        autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.network: nn.Module = TrainingStep(self.model, config, autocast)
+        if self.options.compile:
+            self.network.compile()
+        if self.group.size > 1:
+            self.network = data_parallel(
+                self.network,
+                # the first stage reaches a part of the network, no contrast leaves its heads out
+                some_unused=bool(config.align_steps) or not config.contrast_weight,
+            )
+
+    def start_from(self, checkpoint: Path) -> None:
+        """Take the weights of a checkpoint of the same model; raises ModelError for another."""
+        loaded, _, _ = load_checkpoint(checkpoint, expect=self.model.cfg)
+        self.init = weights_digest(loaded)
+        self.model.load_state_dict(loaded.state_dict())
+        self.average.load_state_dict(loaded.state_dict())
+
+    # --- one step --------------------------------------------------------------------------
+
+    def train_step(self, batch: Batch | None = None) -> dict[str, float]:
+        config, step = self.config, self.progress.step
+        aligning = step < self.align_steps
+        batch = batch or self.batches.of(step)
+        # What is drawn here is a function of the step, and of the process for dropout.
+        torch.manual_seed(config.seed * 1_000_003 + step + self.group.rank * 2_147_483_647)
+        self.model.train()
+        if config.frozen_norm:
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        rate = learning_rate(config, self.progress, self.align_steps, self.joint_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        windows = Windows.of(batch, self._jitter(step), config.audio_label, self.device)
+        terms = self._backward(windows, aligning)
+        overflow = self._apply_gradients()
+        if self.group.size > 1 and self.device.type == "cpu" and not config.frozen_norm:
+            average_buffers(self.model, self.group)
+        if not overflow:
+            self._update_average()
+        self.progress.step += 1
+        names = list(terms)
+        values = self.group.mean(torch.stack([terms[k] for k in names])).tolist()
+        return {**dict(zip(names, values, strict=True)), "lr": rate}
+
+    def _backward(self, windows: Windows, aligning: bool) -> dict[str, Tensor]:
+        """Gradients of the whole batch's loss; the terms, whose mean over processes is its."""
+        totals = Totals(*self.group.mean(windows.totals().float()).unbind())
+        self.optimizer.zero_grad(set_to_none=True)
+        summed: dict[str, Tensor] = {}
+        pieces = windows.pieces(self.config.accumulate)
+        for number, piece in enumerate(pieces, start=1):
+            network, last = self.network, number == len(pieces)
+            waits = isinstance(network, nn.parallel.DistributedDataParallel) and not last
+            with network.no_sync() if waits else contextlib.nullcontext():
+                terms = network(piece, totals, aligning)
+                self.scaler.scale(terms["loss"]).backward()
+            for name, value in terms.items():
+                summed[name] = summed.get(name, 0) + value.detach()
+        return summed
+
+    def _apply_gradients(self) -> bool:
+        """One step of the optimizer; True where fp16 overflowed, and nothing was done."""
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.clip_norm or float("inf"))
+        finite = bool(torch.isfinite(norm))
+        self.progress.skipped = 0 if finite else self.progress.skipped + 1
+        if not finite and (not self.scaler.is_enabled() or self.progress.skipped > MAX_SKIPPED):
+            raise ModelError(
+                f"the gradient is not finite at step {self.progress.step}; "
+                "begin anew with a lower --lr"
+            )
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return not finite
+
+    def _jitter(self, step: int) -> Tensor:
+        """This process's part of one draw for the whole batch: [B, 1, C], or zeros [B, 1, 1]."""
+        part, size = self.batches.part, self.config.appearance_jitter
+        if not size:
+            return torch.zeros(len(part), 1, 1)
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+        draw = torch.randn(self.config.batch, 1, self.model.cfg.channels, generator=generator)
+        return size * draw[part.start : part.stop]
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        if self.average is self.model:
+            return
+        step = self.progress.step
+        keep = min(self.config.ema, (1 + step) / (10 + step))
+        for mine, new in zip(
+            self.average.state_dict().values(), self.model.state_dict().values(), strict=True
+        ):
+            if mine.is_floating_point():
+                mine.lerp_(new, 1 - keep)
+            else:
+                mine.copy_(new)
+
+    # --- the run ---------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end; returns what metrics.json holds."""
+        from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        writes = self.group.first
+        log: Log | None = None
+        if writes:
+            self._begin()
+            log = Log(self.folder, self.progress.step, tensorboard=self.options.tensorboard)
+        columns = (
+            *Progress.get_default_columns()[:-1],
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        try:
+            with Progress(*columns, disable=not writes) as bar:
+                task = bar.add_task(_ALIGN, total=self.steps, completed=self.progress.step, note="")
+                steps = () if self.progress.stopped else range(self.progress.step, self.steps)
+                batches = self.batches.between(self.progress.step, self.steps) if steps else ()
+                for batch in batches:
+                    started = time.perf_counter()
+                    terms = self.train_step(batch)
+                    stage = _ALIGN if self.progress.step <= self.align_steps else _JOINT
+                    note = f"loss {terms['loss']:.3f}"
+                    bar.update(task, completed=self.progress.step, description=stage, note=note)
+                    if log is not None:
+                        log.row(
+                            {
+                                "step": self.progress.step,
+                                "stage": stage,
+                                "s": round(time.perf_counter() - started, 3),
+                                **{k: round(v, 7) for k, v in terms.items()},
+                            }
+                        )
+                    if self._due(self.config.validate_every or self.epoch_steps):
+                        score = self._validate(stage)
+                        if log is not None:
+                            log.row({"step": self.progress.step, "validation": score})
+                            bar.console.print(f"step {self.progress.step}: {one_line(score)}")
+                    if self._due(self.config.save_every) or self.progress.stopped:
+                        self.save_state()
+                    if self.progress.stopped:
+                        bar.console.print(
+                            f"step {self.progress.step}: no better score for "
+                            f"{self.config.patience} validations; stopped"
+                        )
+                        break
+        finally:
+            self.batches.close()
+            if log is not None:
+                log.close()
+        return self.group.from_first(self._finish)
+
+    def _begin(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.folder)
+        write_json(self.folder / "config.json", self.description())
+        record_start(
+            self.folder,
+            {
+                "device": str(self.device),
+                "gpu": torch.cuda.get_device_name(self.device)
+                if self.device.type == "cuda"
+                else None,
+                "precision": str(self.dtype).removeprefix("torch."),
+                "processes": self.group.size,
+                "threads": torch.get_num_threads(),
+                "from_step": self.progress.step,
+                **dataclasses.asdict(self.options),
+            },
+        )
+
+    def _due(self, every: int) -> bool:
+        step = self.progress.step
+        return step in (self.steps, self.align_steps) or step % every == 0
+
+    def _validate(self, stage: str) -> dict[str, Any]:
+        """Scores on validation; in the joint stage the best step's weights are kept."""
+        if not self.val_clips:
+            return {"skipped": "no clip validates"}
+        result: dict[str, Any] = self.group.from_first(lambda: self._scores(stage))
+        if stage == _JOINT:
+            better = self.progress.validated(self.config, result["score"], result["loss"])
+            if better and self.group.first:
+                save_checkpoint(
+                    self.folder / "best.safetensors", self.average, self.average.cfg, None
+                )
+        return result
+
+    def _scores(self, stage: str) -> dict[str, Any]:
+        scores = score_windows(self.average, self.val_clips, self.stream, hop_tokens=12)
+        genuine = scores.where(scores.fake == 0)
+        result: dict[str, Any] = {
+            "lag_within_1": float((np.abs(genuine.lag_tokens) <= 1).mean()),
+            "lag_confidence": float(np.median(genuine.lag_confidence)),
+        }
+        if stage == _JOINT:
+            parts = {
+                "auc_seen": _auc_of(scores, [c.identity for c in self.seen_val]),
+                "auc_unseen": _auc_of(
+                    scores, [c.identity for c in self.val_clips if c.split == "val"]
+                ),
+            }
+            known = [v for v in parts.values() if v is not None]
+            sign = np.where(scores.fake == 1, -1.0, 1.0)
+            result |= {
+                **parts,
+                "video_auc": metrics.auc(scores.fake_video, scores.difference_v),
+                "audio_auc": metrics.auc(
+                    self._audio_labels(scores, self.val_clips), scores.difference_a
+                ),
+                "loss": float(np.logaddexp(0, sign * scores.difference_av).mean()),
+                "score": float(np.mean(known)) if known else 0.0,
+            }
+        return {k: None if v != v else v for k, v in result.items()}  # NaN: one class only
+
+    def _audio_labels(self, scores: WindowScores, clips: list[PreparedClip]) -> Any:
+        """What the audio head was trained to tell, a label a window."""
+        labels = np.array([int(getattr(c, self.config.audio_label)) for c in clips])
+        return labels[scores.clip]
+
+    def _summary(
+        self, scores: WindowScores, clips: list[PreparedClip], calibration: Calibration
+    ) -> dict[str, Any]:
+        p = Platt(calibration.temperature_av, calibration.bias_av)(scores.difference_av)
+        audio_auc = metrics.auc(self._audio_labels(scores, clips), scores.difference_a)
+        return {
+            **summarise(scores, p, calibration.threshold),
+            "audio_head_auc": None if np.isnan(audio_auc) else audio_auc,
+        }
+
+    def _finish(self) -> dict[str, Any]:
+        """Choose the weights, calibrate on validation, read the test split, write the rest."""
+        model, step = self.average, self.progress.step
+        if self.progress.best_step >= 0:
+            model, step = (
+                load_checkpoint(self.folder / "best.safetensors")[0],
+                (self.progress.best_step),
+            )
+            model.to(self.device)
+        result: dict[str, Any] = {
+            "step": step,
+            "weights_sha256": weights_digest(model),
+            "clips": {s: len(self.data.select(s)) for s in ("train", "val", "test")},
+            "clips_left_out": self.data.left_out,
+            "training_clips_too_short": sum(
+                c.length < self.config.window_tokens for c in self.train_clips
+            ),
+            "identities": {
+                s: len({c.identity for c in self.data.select(s)}) for s in ("train", "val", "test")
+            },
+        }
+        calibration = Calibration()
+        if self.val_clips:
+            scores = score_windows(model, self.val_clips, self.stream)
+            calibration, result["conformal_threshold"] = self._calibrate(scores)
+            result["validation"] = self._summary(scores, self.val_clips, calibration)
+        else:
+            result["validation"] = "none: no clip validates, nothing is calibrated"
+        test = self.data.select("test")
+        if test:
+            scores = score_windows(model, test, self.stream)
+            result["test"] = self._summary(scores, test, calibration)
+        else:
+            result["test"] = "none: no clip tests"
+        spec = PairSpec(
+            model=model.cfg.model_spec(),
+            face=FaceSpec(crop_px=model.cfg.crop_px),
+            stream=self.stream,
+            calibration=calibration,
+            trained=True,
+        )
+        save_checkpoint(self.folder / "checkpoint.safetensors", model, model.cfg, spec)
+        write_json(self.folder / "metrics.json", result)
+        return result
+
+    def _calibrate(self, scores: WindowScores) -> tuple[Calibration, dict[str, Any] | None]:
+        """Probabilities from all of validation; what is promised of people the model has never
+        seen (threshold, domain) from those alone, where validation has any."""
+        av, v, a = (
+            fit_platt(difference, label, scores.identity)
+            for difference, label in (
+                (scores.difference_av, scores.fake),
+                (scores.difference_v, scores.fake_video),
+                (scores.difference_a, self._audio_labels(scores, self.val_clips)),
+            )
+        )
+        unseen = np.isin(scores.identity, [c.identity for c in self.data.select("val")])
+        chosen = scores.where(unseen) if unseen.any() else scores
+        rate = self.config.false_alarm_rate
+        probability = av(chosen.difference_av)
+        threshold = metrics.threshold_at_false_alarms(chosen.fake, probability, rate)
+        genuine = chosen.fake == 0
+        conformal = conformal_threshold(
+            probability[genuine], chosen.clip[genuine], chosen.identity[genuine], rate
+        )
+        return Calibration(
+            temperature_av=av.temperature,
+            temperature_v=v.temperature,
+            temperature_a=a.temperature,
+            bias_av=av.bias,
+            bias_v=v.bias,
+            bias_a=a.bias,
+            threshold=round(max(0.5, threshold), 4),
+            false_alarm_rate=rate,
+            min_clarity=round(float(np.quantile(chosen.clarity, self.config.out_of_domain)), 4),
+        ), conformal
+
+    # --- state -----------------------------------------------------------------------------
+
+    def description(self) -> dict[str, Any]:
+        """What makes two runs the same, as JSON gives it back; ``config.json`` holds it."""
+        labels = "\n".join(
+            f"{c.file} {c.split} {c.length} {c.category} {c.method}" for c in self.data.clips
+        )
+        text = json.dumps(
+            {
+                "fit": dataclasses.asdict(self.config),
+                "model": self.model.cfg.to_dict(),
+                "data": hashlib.sha256(labels.encode()).hexdigest()[:16],
+                "init": self.init,
+            }
+        )
+        described: dict[str, Any] = json.loads(text)
+        return described
+
+    def save_state(self) -> None:
+        """Weights, average, optimizer and progress, by the first process."""
+        if not self.group.first:
+            return
+        tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
+        if self.average is not self.model:
+            tensors |= {f"average/{k}": v for k, v in self.average.state_dict().items()}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{i}/{k}": v for k, v in state.items()}
+        facts = {
+            "progress": self.progress.to_dict(),
+            "scaler": self.scaler.state_dict(),
+            "run": self.description(),
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_state(self.folder / STATE, tensors, facts)
+
+    def resume(self) -> None:
+        """Continue from the folder's state.  Raises UsageError for another run's state."""
+        path = self.folder / STATE
+        tensors, facts = load_state(path)
+        check_same_run(facts.get("run"), self.description(), path)
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.model.load_state_dict(part("model/"))
+        if self.average is not self.model:
+            self.average.load_state_dict(part("average/"))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in part("optimizer/").items():
+            index, key = name.split("/")
+            state.setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        if facts["scaler"]:
+            self.scaler.load_state_dict(facts["scaler"])
+        self.progress = Progress.from_dict(facts["progress"])
+
+
+def check_same_run(found: Any, mine: dict[str, Any], path: Path) -> None:
+    """UsageError where ``path`` belongs to a run with other options, model or data."""
+    if found == mine:
+        return
+    if not isinstance(found, dict) or set(found) != set(mine):
+        raise UsageError(f"{path} was written by another version; use a new folder")
+    if found["data"] != mine["data"]:
+        raise UsageError(f"{path} belongs to a run on another set; use a new folder")
+    if found["init"] != mine["init"]:
+        raise UsageError(
+            f"{path} belongs to a run that began with other weights; give the same --init as then"
+        )
+    names = [
+        f"{k} {found[part].get(k)!r} there, {v!r} here"
+        for part in ("fit", "model")
+        for k, v in mine[part].items()
+        if found[part].get(k) != v
+    ]
+    raise UsageError(
+        f"{path} belongs to a run with other options ({'; '.join(names[:3])}); "
+        "use its own, or a new folder"
+    )
+
+
+def choose_device(name: str, group: Group) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UsageError("torch sees no GPU here; use --device cpu, or install torch for CUDA")
+    if group.local_rank >= torch.cuda.device_count():
+        raise UsageError(
+            f"{torch.cuda.device_count()} GPUs for more processes than that; "
+            "lower torchrun's --nproc-per-node"
+        )
+    return torch.device("cuda", group.local_rank)
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """What the network computes in; float32 is no autocast."""
+    if name == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def _auc_of(scores: WindowScores, identities: list[str]) -> float | None:
+    mask = np.isin(scores.identity, sorted(set(identities)))
+    if len(set(scores.fake[mask].tolist())) < 2:
+        return None
+    return metrics.auc(scores.fake[mask], scores.difference_av[mask])
+
+
+def one_line(score: dict[str, Any]) -> str:
+    return "  ".join(
+        f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in score.items()
+    )
