@@ -220,9 +220,10 @@ class TestFiles:
         """A third-party import that no extra names works only by luck."""
         declared = {
             "av", "cv2", "dlib", "fastapi", "hibari", "hypothesis", "kaldi_native_fbank",
-            "matplotlib", "ml_dtypes", "numpy", "onnx", "onnxruntime", "onnxscript", "psutil", "pytest", "pywt",
-            "pyworld", "rich", "safetensors", "scipy", "sklearn", "sounddevice", "tensorrt",
-            "tensorboard", "tensorrt_rtx", "threadpoolctl", "torch", "uvicorn",
+            "matplotlib", "ml_dtypes", "numpy", "onnx", "onnxruntime", "onnxscript", "psutil",
+            "pytest", "pywt", "pyworld", "rich", "safetensors", "scipy", "sklearn",
+            "sounddevice", "tensorboard", "tensorrt", "tensorrt_rtx", "threadpoolctl", "torch",
+            "uvicorn",
         }  # fmt: skip
         own = {*PACKAGES, "tests"}
         undeclared = {
