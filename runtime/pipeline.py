@@ -13,9 +13,10 @@ from typing import Any
 
 from runtime.backends.base import Backend
 from runtime.errors import UsageError
-from runtime.media import AudioChunk, MediaInfo, Source, VideoChunk
+from runtime.faces import Face
+from runtime.media import AudioChunk, Frame, MediaInfo, Source, VideoChunk
 from runtime.session import Session, Stats
-from runtime.sinks import Sink
+from runtime.sinks import MediaSink, Picture, Sink
 from runtime.spec import StreamSpec
 from runtime.verdict import Label, Verdict
 
@@ -84,8 +85,19 @@ def run(
     has_audio = with_audio and info.has_audio
     if not info.has_video and not has_audio:
         raise UsageError(f"{info.name}: no pictures, and its sound was not asked for")
+    media_sinks = [sink for sink in sinks if isinstance(sink, MediaSink)]
+
+    def show(t_s: float, frame: Frame, faces: Sequence[Face]) -> None:
+        for sink in media_sinks:
+            sink.picture(Picture(name, t_s, frame, faces))
+
     session = Session(
-        backend, source=name, stream=stream, has_video=info.has_video, has_audio=has_audio
+        backend,
+        source=name,
+        stream=stream,
+        has_video=info.has_video,
+        has_audio=has_audio,
+        on_picture=show if media_sinks else None,
     )
     summary = Summary(name, backend.spec.model_id, backend.provider, info, session.stats)
     start = time.perf_counter()
@@ -104,6 +116,8 @@ def run(
             elif has_audio:
                 seconds = chunk.samples.size / backend.spec.audio.sample_rate_hz
                 summary.media_s = max(summary.media_s, chunk.t_s + seconds)
+                for sink in media_sinks:
+                    sink.sound(name, chunk)
                 publish(session.push_audio(chunk.t_s, chunk.samples))
     except KeyboardInterrupt:
         if not source.live:
@@ -111,6 +125,8 @@ def run(
     publish(session.finish())
     summary.damaged, summary.warnings = source.damaged, list(source.warnings)
     summary.wall_s = time.perf_counter() - start
+    for sink in media_sinks:
+        sink.end(summary)
     return summary
 
 

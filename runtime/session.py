@@ -47,6 +47,7 @@ MISSING = -1  # in an array of token numbers
 Float32 = NDArray[np.float32]
 Tokens = NDArray[np.int64]
 LazyFrame = Frame | Callable[[], Frame]
+OnPicture = Callable[[float, Frame, Sequence[Face]], None]  # stream seconds, pixels, its faces
 
 
 class Tracker(Protocol):
@@ -102,6 +103,7 @@ class Session:
     stream : window, hop and rules; default: the model's own
     has_video, has_audio : whether to wait for that modality
     tracker : default: :class:`runtime.faces.FaceTracker`
+    on_picture : called with each picture that was searched for faces, before it is judged
 
     Raises :class:`runtime.errors.DependencyError` where dlib or kaldi-native-fbank is missing.
     """
@@ -115,6 +117,7 @@ class Session:
         has_video: bool = True,
         has_audio: bool = True,
         tracker: Tracker | None = None,
+        on_picture: OnPicture | None = None,
     ) -> None:
         spec = backend.spec
         self.stats = Stats()
@@ -126,6 +129,7 @@ class Session:
         self._decision = Decision(spec, self._stream)
         self._grid: VideoGrid[LazyFrame] = VideoGrid(self._hz, self._stream.max_gap_tokens)
         self._tracker: Tracker = tracker if tracker is not None else FaceTracker(spec.face)
+        self._on_picture = on_picture
         self._frame_shape: tuple[int, ...] = ()
         self._faces: dict[int, _FaceRing] = {}
         self._pending: list[tuple[int, int, Frame]] = []  # (face, token, crop) not yet encoded
@@ -218,6 +222,8 @@ class Session:
             ring = self._faces.setdefault(face.track_id, _FaceRing(self._stream))
             ring.widths_px[token] = face.width_px
             self._pending.append((face.track_id, token, face.crop))
+        if self._on_picture is not None:
+            self._on_picture(token / self._hz, pixels, found)
 
     def _encode_pending(self) -> None:
         if not self._pending:

@@ -1,15 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where verdicts go.  A sink takes each verdict as it comes, in order."""
+"""Where verdicts go.  A sink takes each verdict as it comes, in order.
+
+A sink that also shows or keeps media is a :class:`MediaSink`: of each picture that was searched
+for faces it gets the pixels and the faces, of the sound what the model hears, and at the end the
+summary.  Nothing of it is kept unless the sink was asked for.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from runtime.media import AudioChunk, Frame
 from runtime.verdict import Verdict
+
+if TYPE_CHECKING:
+    from runtime.faces import Face
+    from runtime.pipeline import Summary
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture that the grid used, and the faces that were followed in it."""
+
+    source: str  # what verdicts call the stream
+    t_s: float  # stream seconds, of the token that it shows
+    frame: Frame  # [H, W, 3] RGB; shared, so not to be written to
+    faces: Sequence[Face]  # ``track_id`` is the verdicts' ``face_id``
 
 
 class Sink(Protocol):
     def write(self, verdict: Verdict) -> None: ...
+
+
+@runtime_checkable
+class MediaSink(Sink, Protocol):
+    """A sink that wants the media, too."""
+
+    def picture(self, picture: Picture) -> None: ...
+
+    def sound(self, source: str, chunk: AudioChunk) -> None:
+        """What the session hears: mono at the model's rate, in order."""
+        ...
+
+    def end(self, summary: Summary) -> None:
+        """A source has ended; nothing more of it comes."""
+        ...
 
 
 class Collector:
@@ -22,4 +59,4 @@ class Collector:
         self.verdicts.append(verdict)
 
 
-__all__ = ["Collector", "Sink"]
+__all__ = ["Collector", "MediaSink", "Picture", "Sink"]

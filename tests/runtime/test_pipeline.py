@@ -16,7 +16,7 @@ from runtime.errors import UsageError
 from runtime.media import AudioChunk, MediaInfo, VideoChunk
 from runtime.media.file import FileSource
 from runtime.pipeline import FakeSpan, Summary, run
-from runtime.sinks import Sink
+from runtime.sinks import Picture, Sink
 from runtime.verdict import Label, Verdict
 from tests.runtime.clips import write_clip
 from tests.runtime.doubles import MockBackend, MockTracker, picture, speech
@@ -30,6 +30,25 @@ class Kept:
 
     def write(self, verdict: Verdict) -> None:
         self.verdicts.append(verdict)
+
+
+class Watching(Kept):
+    """A sink that takes all there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pictures: list[Picture] = []
+        self.samples = 0
+        self.summaries: list[Summary] = []
+
+    def picture(self, picture: Picture) -> None:
+        self.pictures.append(picture)
+
+    def sound(self, source: str, chunk: AudioChunk) -> None:
+        self.samples += len(chunk.samples)
+
+    def end(self, summary: Summary) -> None:
+        self.summaries.append(summary)
 
 
 class Live:
@@ -81,6 +100,21 @@ def test_every_verdict_reaches_every_sink_and_the_summary(tmp_path: Path) -> Non
     assert result.stats.verdicts == 6
     assert result.media_s == pytest.approx(3.0, abs=0.05)
     assert all(result.stats.seconds[s] > 0 for s in ("decode", "face", "audio", "encode", "fuse"))
+
+
+def test_a_media_sink_gets_pictures_faces_sound_and_the_summary(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mkv")
+    sink = Watching()
+    with FileSource(clip) as source:
+        result = run(source, MockBackend(), sinks=[sink], name="door")
+    assert len(sink.pictures) == result.stats.tokens - result.stats.gaps
+    assert [round(p.t_s * 25) for p in sink.pictures] == list(range(len(sink.pictures)))
+    assert all(p.source == "door" and p.frame.shape[2] == 3 for p in sink.pictures)
+    assert {f.track_id for p in sink.pictures for f in p.faces} == {
+        v.face_id for v in sink.verdicts
+    }
+    assert sink.samples == pytest.approx(3.0 * 16_000, abs=800)
+    assert sink.summaries == [result]
 
 
 def test_a_live_source_ends_with_a_summary_when_interrupted() -> None:
