@@ -12,7 +12,8 @@ many those are.  Needs no torch.
 
 scores every clip of the split, as the paper does, and writes a report with intervals over people:
 ``report.html``, ``metrics.json``, ``metrics.csv`` and the scores themselves.  ``--both`` puts clips
-as they are beside clips without their leading silence.  A baseline's checkpoint is taken as well.
+as they are beside clips without their leading silence.  ``--floor`` puts logistic regressions that
+look for no forgery beside the model (:mod:`trainer.floor`).  A baseline's checkpoint is taken, too.
 """
 
 from __future__ import annotations
@@ -190,20 +191,24 @@ def evaluate_checkpoint(
     fold: int = 0,
     variants: Sequence[str] = ("untrimmed",),
     argmax: bool = False,
+    floor: bool = False,
     rounds: int = 1000,
 ) -> dict[str, Any]:
     """Write the report of one checkpoint into ``output``; returns what metrics.json holds.
 
     ``argmax``: the network's own logits and a threshold of 0.5, as the paper decides, instead of
-    the calibration and the threshold that ship with the checkpoint.
+    the calibration and the threshold that ship with the checkpoint.  ``floor``: beside the first
+    variant also what :mod:`trainer.floor` reaches.
     """
     from rich.progress import track
 
     from trainer.data.prepared import PreparedSet
+    from trainer.floor import measure
     from trainer.report import write_report
 
     name, crop_px, score, threshold = load_scorer(checkpoint, argmax=argmax)
-    scores = {}
+    scores: dict[str, ClipScores] = {}
+    floors: dict[str, Any] = {}
     for variant in variants:
         prepared = PreparedSet(data, protocol=protocol, fold=fold, trimmed=variant == "trimmed")
         if crop_px not in (None, prepared.crop_px):
@@ -215,6 +220,8 @@ def evaluate_checkpoint(
         if not clips:
             raise UsageError(f"{data} has no clips in split {split!r} of protocol {protocol!r}")
         scores[variant] = score(list(track(clips, f"scoring {variant}", transient=True)))
+        if floor and not floors:
+            floors = measure(scores[variant], prepared, rounds=rounds)
     about = {
         "checkpoint": str(checkpoint),
         "data": f"{data}, protocol {protocol}" + (f", fold {fold}" if protocol != "given" else ""),
@@ -222,7 +229,9 @@ def evaluate_checkpoint(
         "decision": "argmax of the logits" if argmax else "calibration of the checkpoint",
     }
     title = f"{name} on {data.name}, split {split}"
-    return write_report(output, scores, threshold, title=title, about=about, rounds=rounds)
+    return write_report(
+        output, scores, threshold, title=title, about=about, floors=floors, rounds=rounds
+    )
 
 
 def load_scorer(
@@ -287,6 +296,14 @@ def _print_checkpoint(result: dict[str, Any], output: Path) -> None:
         table.add_row(label, *cells)
     console.print(result["title"])
     console.print(table)
+    for name, entry in result.get("floors", {}).items():
+        (auc, low, high), (gain, worst, best) = (
+            (entry[k][x] for x in ("value", "low", "high")) for k in ("auc", "gain")
+        )
+        console.print(
+            f"floor, {name}: score AUC {auc:.3f} [{low:.3f}, {high:.3f}]; "
+            f"the model is {gain:+.3f} [{worst:+.3f}, {best:+.3f}] above it"
+        )
     console.print(f"report: {output / 'report.html'}", soft_wrap=True)
 
 
@@ -318,6 +335,9 @@ def _parser() -> argparse.ArgumentParser:
     checkpoint.add_argument(
         "--argmax", action="store_true", help="decide as the paper does, without calibration"
     )
+    checkpoint.add_argument(
+        "--floor", action="store_true", help="beside it regressions that look for no forgery"
+    )
     return parser
 
 
@@ -345,6 +365,7 @@ def _main(args: argparse.Namespace) -> None:
         fold=args.fold,
         variants=trimmed.get(chosen, ("untrimmed",)),
         argmax=args.argmax,
+        floor=args.floor,
     )
     _print_checkpoint(result, output)
 

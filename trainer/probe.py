@@ -215,9 +215,9 @@ def baseline_scores(
 ) -> dict[str, float]:
     """file -> p of ``label`` for the files of ``test``, by a regression on those of ``train``.
 
-    ``feature``: :data:`DESCRIPTOR`, :data:`LOG_MEL` or another of ``features.values``; ``label``:
-    fake, fake_video or fake_audio.  Raises :class:`UsageError` for a file that the set lacks, or a
-    training part with one class.
+    ``feature``: :data:`DESCRIPTOR`, :data:`LOG_MEL` or another of ``features.values``, or
+    :data:`TOGETHER`; ``label``: fake, fake_video or fake_audio.  Raises :class:`UsageError` for a
+    file that the set lacks, or a training part with one class.
     """
     at = {row["file"]: i for i, row in enumerate(features.rows)}
     missing = sorted((set(train) | set(test)) - set(at))
@@ -227,8 +227,8 @@ def baseline_scores(
     rows, wanted = [at[f] for f in train], [at[f] for f in test]
     if len(set(known[rows])) < 2:
         raise UsageError(f"the training part has one class of {label!r}; a baseline needs both")
-    x = features.matrix([feature])
-    p = _regression().fit(x[rows], known[rows]).predict_proba(x[wanted])[:, 1]
+    x = features.matrix(list(features.values) if feature == TOGETHER else [feature])
+    p = _fit_and_score(x[rows], known[rows], x[wanted])
     return {file: float(v) for file, v in zip(test, p, strict=True)}
 
 
@@ -242,6 +242,15 @@ def _regression() -> Any:
     )
 
 
+def _fit_and_score(x: Float64, y: Any, wanted: Float64) -> Float64:
+    """x [n, k], y [n], wanted [m, k] -> p [m]; on one thread, more only get in each other's way."""
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    with threadpool_limits(1):
+        p: Float64 = _regression().fit(x, y).predict_proba(wanted)[:, 1]
+    return p
+
+
 def _cross_validated(x: Float64, fake: Any, groups: Any, seed: int) -> Float64:
     """x [n, k] -> p [n] of each clip by a regression that has not seen its group."""
     from sklearn.model_selection import StratifiedGroupKFold
@@ -249,7 +258,7 @@ def _cross_validated(x: Float64, fake: Any, groups: Any, seed: int) -> Float64:
     scores = np.zeros(len(x))
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     for train, test in folds.split(x, fake, groups):
-        scores[test] = _regression().fit(x[train], fake[train]).predict_proba(x[test])[:, 1]
+        scores[test] = _fit_and_score(x[train], fake[train], x[test])
     return scores
 
 

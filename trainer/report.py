@@ -75,20 +75,24 @@ def write_report(
     *,
     title: str,
     about: Mapping[str, str],
+    floors: Mapping[str, Any] | None = None,
     rounds: int = 1000,
 ) -> dict[str, Any]:
     """report.html, metrics.json, metrics.csv and one scores-*.csv a variant, in ``folder``.
 
     ``variants`` are tables of the same model on the same clips, side by side ("untrimmed",
-    "trimmed"); ``about`` is printed at the top.  Returns what metrics.json holds.
+    "trimmed"); ``about`` is printed at the top; ``floors`` is what :mod:`trainer.floor` measured
+    beside the first of them.  Returns what metrics.json holds.
     """
     measured = {n: figures(s, threshold, rounds=rounds) for n, s in variants.items()}
     result = {"title": title, "about": dict(about), "variants": measured}
+    if floors:
+        result["floors"] = dict(floors)
     try:
         for name, scores in variants.items():
             scores.write(folder / f"scores-{name}.csv")
         write_csv(folder / "metrics.csv", measured)
-        html = render(variants, measured, threshold, title=title, about=about)
+        html = render(variants, measured, threshold, title=title, about=about, floors=floors)
         (folder / "report.html").write_text(html, encoding="utf-8")
     except OSError as err:
         raise UserError(f"cannot write into {folder} ({err.strerror}); choose another") from err
@@ -103,6 +107,7 @@ def render(
     *,
     title: str,
     about: Mapping[str, str],
+    floors: Mapping[str, Any] | None = None,
 ) -> str:
     first = next(iter(measured.values()))
     people, rounds = first["identities"], first["rounds"]
@@ -154,6 +159,7 @@ def render(
         ),
         "</div>",
     ]
+    parts += _floors(floors or {}, next(iter(measured)))
     parts += _sections(measured)
     panels = {n: (s.embedding, s.category) for n, s in variants.items() if s.embedding is not None}
     if panels:
@@ -207,6 +213,24 @@ def _overall(measured: Mapping[str, dict[str, Any]]) -> str:
         cells = [show(m["heads"].get(head), "auc") for m in measured.values()]
         body.append([f"AUC of the head of one modality<small>{escape(head)}</small>", *cells])
     return table(header, body)
+
+
+def _floors(floors: Mapping[str, Any], variant: str) -> list[str]:
+    if not floors:
+        return []
+    header = ["", NAMES["auc"], "this model above it"]
+    body = [
+        [escape(name), show(entry["auc"], "auc"), show(entry["gain"], "auc")]
+        for name, entry in floors.items()
+    ]
+    return [
+        "<h2>What looks for no forgery</h2>",
+        "<p>Logistic regressions trained on the same training clips, scored on the same clips "
+        f"({escape(variant)}): dlib's face descriptor, the mean log-mel spectrum, and these with "
+        "file size, bit rates, silence, loudness and brightness together. A detector that is no "
+        "better has learnt who is in the picture, or how the set was made.</p>",
+        table(header, body),
+    ]
 
 
 def _sections(measured: Mapping[str, dict[str, Any]]) -> list[str]:
