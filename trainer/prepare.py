@@ -54,7 +54,7 @@ from trainer.data.layouts import (
     list_genuine,
 )
 from trainer.data.parallel import WorkerDied, over_processes
-from trainer.data.prepared import INDEX, VERSION
+from trainer.data.prepared import ARRAYS_VERSION, INDEX, VERSION
 from trainer.data.silence import silence_tokens
 
 AUTO = "auto"
@@ -149,7 +149,7 @@ class Journal:
 
     def __init__(self, path: Path, crop_px: int) -> None:
         self._path = path
-        self._header = {"version": VERSION, "crop_px": crop_px}
+        self._header = {"version": ARRAYS_VERSION, "crop_px": crop_px}
         self.lines: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> Journal:

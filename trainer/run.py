@@ -366,7 +366,7 @@ class Trainer:
         scores = score_windows(self.average, self.val_clips, self.stream, hop_tokens=12)
         genuine = scores.where(scores.fake == 0)
         result: dict[str, Any] = {
-            "lag_within_1": float((np.abs(genuine.lag_tokens) <= 1).mean()),
+            "lag_within_1": float((np.abs(genuine.lag_error_tokens) <= 1).mean()),
             "lag_confidence": float(np.median(genuine.lag_confidence)),
         }
         if stage == _JOINT:

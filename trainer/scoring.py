@@ -37,7 +37,7 @@ class WindowScores:
     difference_av: Array  # [n]
     difference_v: Array  # [n]
     difference_a: Array  # [n]
-    lag_tokens: Array  # [n]
+    lag_error_tokens: Array  # [n] measured offset minus the clip's own transport, where known
     lag_confidence: Array  # [n]
     clarity: Array  # [n]
     fake: Array  # [n] 0 or 1
@@ -77,7 +77,7 @@ def score_windows(
                     _difference(out.logits_av[i]),
                     _difference(out.logits_v[i]),
                     _difference(out.logits_a[i]),
-                    peak.lag_tokens,
+                    peak.lag_tokens - clip.transport_tokens,
                     peak.confidence,
                     clarity(v[i], a[i]),
                     int(clip.fake_video or clip.fake_audio),
@@ -99,7 +99,7 @@ def _difference(logits: torch.Tensor) -> float:
 
 def summarise(scores: WindowScores, probability: Array, threshold: float) -> dict[str, Any]:
     """Metrics of one split, per window, and what they rest on; None where a class is missing."""
-    fake = scores.fake
+    fake, near = scores.fake, np.abs(scores.lag_error_tokens) <= 1
     result: dict[str, Any] = {
         "windows": len(fake),
         "identities": len(set(scores.identity.tolist())),
@@ -116,7 +116,7 @@ def summarise(scores: WindowScores, probability: Array, threshold: float) -> dic
                 "windows": int(mask.sum()),
                 "identities": len(set(scores.identity[mask].tolist())),
                 "share_flagged": round(float((probability[mask] >= threshold).mean()), 4),
-                "lag_within_1": round(float((np.abs(scores.lag_tokens[mask]) <= 1).mean()), 4),
+                "lag_within_1": round(float(near[mask].mean()), 4),
                 "lag_confidence": round(float(np.median(scores.lag_confidence[mask])), 4),
             }
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in result.items()}

@@ -85,7 +85,7 @@ def write_noise_set(
                     }
                 )
     index = {
-        "version": 2,
+        "version": 3,
         "crop_px": crop_px,
         "layout": "forged",
         "dropped": {},

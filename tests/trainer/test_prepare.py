@@ -211,7 +211,7 @@ class TestFakeAVCeleb:
         assert main(["--data", str(built.root), "--output", str(output), "--workers", "2"]) == 0
         index = json.loads((output / "index.json").read_text())
         rows = {r["file"]: r for r in index["clips"]}
-        assert (index["version"], index["layout"]) == (2, "fakeavceleb")
+        assert (index["version"], index["layout"]) == (3, "fakeavceleb")
         assert sorted(rows) == sorted(built.files)
         plain = {}  # of two rows for one file the one with the plainer method
         for row in built.rows:

@@ -92,7 +92,7 @@ class TestSet:
         (tmp_path / "index.json").write_text(
             json.dumps({"crop_px": 64, "splits": {}, "dropped": {}, "clips": []})
         )
-        with pytest.raises(UsageError, match=r"version 1, this program reads 2; prepare it again"):
+        with pytest.raises(UsageError, match=r"version 1, this program reads 3; prepare it again"):
             PreparedSet(tmp_path)
 
     def test_a_folder_that_is_no_set_is_refused(self, tmp_path: Path):
@@ -122,8 +122,15 @@ class TestSet:
             data.clips[0].load()
 
 
-def clip(name: str, length: int, category: str = REAL_PAIR, who: str = "p") -> PreparedClip:
-    """Crops and tokens count up from a start that is the clip's own."""
+def clip(
+    name: str,
+    length: int,
+    category: str = REAL_PAIR,
+    who: str = "p",
+    transport_ms: float | None = None,
+) -> PreparedClip:
+    """Crops and tokens hold the number of their moment, from a start that is the clip's own."""
+    late = round((transport_ms or 0.0) / 40)
     base = sum(map(ord, name + category)) % 97 * 1000
     numbers = np.arange(base, base + length)
     crops = np.zeros((length, 1, 1, 3), np.uint8)
@@ -131,7 +138,7 @@ def clip(name: str, length: int, category: str = REAL_PAIR, who: str = "p") -> P
     crops[:, 0, 0, 2] = numbers // 65_536
     arrays = ClipArrays(
         crops,
-        np.repeat(numbers[:, None], 104, 1).astype(np.float32),
+        np.repeat(numbers[:, None] - late, 104, 1).astype(np.float32),
         np.zeros(length, np.float32),
         np.zeros(length * 640, np.int16),
     )
@@ -153,6 +160,7 @@ def clip(name: str, length: int, category: str = REAL_PAIR, who: str = "p") -> P
         silence_tokens=0,
         length=length,
         load=lambda: arrays,
+        transport_ms=transport_ms,
     )
 
 
@@ -177,6 +185,45 @@ def draw(clips: list[PreparedClip], **options: Any) -> list[tuple[int, int, bool
             windows.append((int(first[i]), sound, bool(batch.fake[i]), bool(batch.matched[i])))
             assert batch.fake_audio[i] == batch.fake[i]
     return windows
+
+
+class TestTransport:
+    """A clip whose sound comes late on its way: where its lips and its voice match is known."""
+
+    @pytest.mark.parametrize("transport_ms", [None, 0.0, 75.0, 200.0, -130.0])
+    @pytest.mark.parametrize("length", [52, 61, 90])
+    def test_the_label_is_where_the_moments_match(self, transport_ms: float | None, length: int):
+        sampler = Sampler(
+            [clip("a", length, transport_ms=transport_ms)],
+            window_tokens=50,
+            max_lag_tokens=5,
+            forged_shift_tokens=10,
+            seed=0,
+            modality_dropout=0.0,
+            augment=False,
+        )
+        labels = set()
+        for step in range(60):
+            batch = sampler.batch(step, 4, genuine_only=True)
+            first = batch.crops[:, 0, 0, 0].astype(int) @ [1, 256, 65_536]
+            for picture, sound, lag in zip(
+                first, batch.audio[:, 0, 0], batch.lag_tokens, strict=True
+            ):
+                assert sound + lag == picture
+                labels.add(int(lag))
+        assert max(map(abs, labels)) <= 5
+        if length == 90:  # room for every offset, whatever the clip came with
+            assert labels == set(range(-5, 6))
+
+    def test_a_shift_within_the_clip_is_measured_from_where_it_matches(self):
+        clips = [
+            clip("a", 64, transport_ms=200.0),
+            clip("a", 64, FAKE_AUDIO, transport_ms=200.0),
+        ]
+        forged = [p - s for p, s, fake, matched in draw(clips, remix=1.0) if fake and not matched]
+        assert len(forged) > 50
+        assert min(forged) == 10  # 14 tokens of room, and only this way 5 more
+        assert 15 < max(forged) <= 14 + 5
 
 
 class TestRemix:

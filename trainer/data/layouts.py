@@ -62,6 +62,7 @@ class LabelledClip:
     matched: bool
     split: str | None
     groups: dict[str, str]
+    transport_ms: float | None = None  # how late the sound was made to come; None: unknown
 
     def row(self) -> dict[str, Any]:
         return {k: v for k, v in vars(self).items() if k != "path"}
@@ -170,6 +171,7 @@ def _forged_clip(folder: Path, record: dict[str, Any]) -> LabelledClip:
         matched=record["matched"],
         split=record["split"],
         groups=record.get("groups", {}),
+        transport_ms=record["params"]["transport_ms"],
     )
 
 

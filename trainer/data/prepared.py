@@ -35,7 +35,8 @@ Float32 = npt.NDArray[np.float32]
 Rng = np.random.Generator
 
 INDEX = "index.json"
-VERSION = 2  # of the index and the arrays
+VERSION = 3  # of the index
+ARRAYS_VERSION = 2  # an index of another version is made anew from arrays of the same one
 CACHE_BYTES = 1 << 30
 
 
@@ -68,6 +69,12 @@ class PreparedClip:
     silence_tokens: int  # of the whole clip, also where they are trimmed
     length: int  # tokens, after trimming; known without reading the arrays
     load: Callable[[], ClipArrays] = field(repr=False, compare=False)
+    transport_ms: float | None = None  # how late the sound was made to come; None: unknown
+
+    @property
+    def transport_tokens(self) -> int:
+        """Sound token i + this belongs to picture i, where they belong together; 0 if unknown."""
+        return round((self.transport_ms or 0.0) / 1000 * AudioSpec().token_hz)
 
     @property
     def crops(self) -> UInt8:
@@ -97,7 +104,7 @@ class Batch:
     fake_audio: npt.NDArray[np.int64]  # [B] FakeAVCeleb's label
     synthetic_voice: npt.NDArray[np.int64]  # [B] what the sound alone can tell
     matched: npt.NDArray[np.bool_]  # [B] lips and voice belong together, at lag_tokens
-    lag_tokens: npt.NDArray[np.int64]  # [B] transport offset: audio i + lag matches video i
+    lag_tokens: npt.NDArray[np.int64]  # [B] offset in the window: audio i + lag matches video i
     has_video: npt.NDArray[np.bool_]  # [B]
     has_audio: npt.NDArray[np.bool_]  # [B]
 
@@ -213,6 +220,9 @@ class Sampler:
 
     ``remix`` is the share of the fake-audio windows made on the spot, by laying the tokens of
     another moment or of another clip of the same speaker under a genuine picture.
+
+    The offset of a window's sound is drawn from +-``max_lag_tokens``, whatever transport the clip
+    already has; a clip that is hardly longer than a window allows only a part of that.
     """
 
     def __init__(
@@ -264,13 +274,15 @@ class Sampler:
         clip = clips[rng.choice(len(clips), p=self.weights[category])]
         fake_audio, matched = clip.fake_audio, clip.matched
         synthetic = clip.synthetic_voice
-        reach = min(self.max_lag, (clip.length - self.window) // 2)
-        lag = int(rng.integers(-reach, reach + 1))
+        own, reach = clip.transport_tokens, (clip.length - self.window) // 2
+        lowest, highest = max(-reach, own - self.max_lag), min(reach, own + self.max_lag)
+        # how much later the window of sound starts; a clip too short to undo its transport keeps it
+        lag = int(rng.integers(lowest, highest + 1)) if lowest <= highest else 0
         lo, hi = max(0, -lag), clip.length - self.window - max(0, lag)
         start = int(rng.integers(lo, hi + 1))
         if category == FAKE_AUDIO and self.remixable and rng.random() < self.remix:
             crops, voice, at = self._remixed(rng)
-            fake_audio, matched, synthetic, lag = True, False, False, 0
+            fake_audio, matched, synthetic, lag = True, False, False, own
         else:
             voice, at = clip.load(), start + lag
             crops = voice.crops[start : start + self.window]
@@ -282,7 +294,7 @@ class Sampler:
         if not align_only and rng.random() < self.dropout:
             has_video = bool(rng.random() < 0.5)
             has_audio = not has_video
-        # the sign: tokens taken ``lag`` later lie ``lag`` earlier in the window
+        # tokens taken ``lag`` later lie ``lag`` earlier in the window
         return (
             crops,
             audio,
@@ -291,7 +303,7 @@ class Sampler:
             np.int64(fake_audio),
             np.int64(synthetic),
             np.bool_(matched),
-            np.int64(-lag),
+            np.int64(own - lag),
             np.bool_(has_video),
             np.bool_(has_audio),
         )
@@ -302,7 +314,13 @@ class Sampler:
 
     def _can_be_remixed(self, clip: PreparedClip) -> bool:
         """A sound from elsewhere exists: another recording, or a moment that is far enough."""
-        return bool(self._others(clip)) or clip.length - self.window >= self.forged_shift
+        return bool(self._others(clip)) or bool(self._far_apart(clip).any())
+
+    def _far_apart(self, clip: PreparedClip) -> npt.NDArray[np.bool_]:
+        """[start of the picture, start of the sound]: at least ``forged_shift`` from matching."""
+        starts = np.arange(clip.length - self.window + 1)
+        shift = starts[None, :] - starts[:, None] - clip.transport_tokens
+        return np.abs(shift) >= self.forged_shift
 
     def _remixed(self, rng: Rng) -> tuple[UInt8, ClipArrays, int]:
         """A genuine picture of length T, and where the same speaker's voice from elsewhere starts.
@@ -311,19 +329,16 @@ class Sampler:
         """
         clip = self.remixable[rng.choice(len(self.remixable), p=self.remix_weights)]
         others = self._others(clip)
-        slack = clip.length - self.window
-        start = int(rng.integers(0, slack + 1))
+        far = self._far_apart(clip)
         arrays = clip.load()
-        if others and (rng.random() < 0.5 or slack < self.forged_shift):
+        if others and (rng.random() < 0.5 or not far.any()):
+            start = int(rng.integers(0, clip.length - self.window + 1))
             other = others[int(rng.integers(len(others)))]
             at = int(rng.integers(0, other.length - self.window + 1))
             voice = other.load()
         else:
-            starts = np.arange(slack + 1)
-            if max(start, slack - start) < self.forged_shift:  # the middle of a short clip
-                start = 0
-            far = starts[np.abs(starts - start) >= self.forged_shift]
-            at = int(far[int(rng.integers(len(far)))])
+            start = int(rng.choice(np.flatnonzero(far.any(1))))  # not the middle of a short clip
+            at = int(rng.choice(np.flatnonzero(far[start])))
             voice = arrays
         return arrays.crops[start : start + self.window], voice, at
 
