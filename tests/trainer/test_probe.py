@@ -16,14 +16,17 @@ from runtime.errors import MediaError, UsageError
 from trainer.data.layouts import CATEGORIES
 from trainer.data.prepared import INDEX, VERSION
 from trainer.probe import (
+    ACROSS,
     ALL,
     DESCRIPTOR,
     LOG_MEL,
     TOGETHER,
+    WITHIN,
     Descriptor,
     Features,
     baseline_scores,
     main,
+    print_table,
     probe,
     read_features,
 )
@@ -54,8 +57,8 @@ def features(n: int = 60, *, leak: float = 0.0, of_clip: float = 5.0, seed: int 
     return Features(rows, {LOG_MEL: np.array(own), "file size": np.array(leaking)})
 
 
-def auc(result: dict[str, Any], comparison: str, feature: str) -> float:
-    return result["auc"][comparison][feature]["auc"]
+def auc(result: dict[str, Any], comparison: str, feature: str, kind: str = WITHIN) -> float:
+    return result[kind][comparison][feature]["auc"]
 
 
 def prepared(folder: Path, *, forged_silence: int, clips: int = 6) -> Path:
@@ -105,10 +108,38 @@ def test_a_leak_is_found_alone_and_together_and_named():
     assert auc(result, ALL, "file size") > 0.85
     assert auc(result, ALL, TOGETHER) > 0.85
     assert auc(result, ALL, LOG_MEL) < 0.62
-    cell = result["auc"][ALL]["file size"]
-    assert cell["low"] < cell["auc"] < cell["high"]
+    assert auc(result, ALL, TOGETHER, ACROSS) > 0.85
+    for kind in (WITHIN, ACROSS):
+        cell = result[kind][ALL]["file size"]
+        assert cell["low"] < cell["auc"] < cell["high"]
     assert result["clips"] == dict.fromkeys(CATEGORIES, 60)
     assert (result["identities"], result["genuine_clips"]) == (5, 60)
+
+
+def test_what_differs_from_person_to_person_does_not_carry_over():
+    """Forged clips are moved, each person's in a direction of his own: no short cut to others."""
+    made = features()
+    directions = {f"p{i}": direction for i, direction in enumerate(np.eye(5))}
+    extra = np.random.default_rng(1).standard_normal((len(made.rows), 5))
+    for row, value in zip(made.rows, extra, strict=True):
+        value += 3.0 * directions[row["identity"]]  # a person looks like himself
+        if row["category"] != CATEGORIES[0]:
+            value += 4.0 * directions[row["identity"]]
+    made.values["face"] = extra
+    result = probe(made, rounds=50)
+    assert auc(result, ALL, "face") > 0.7
+    assert auc(result, ALL, "face", ACROSS) < 0.6
+
+
+def test_two_people_are_too_few_to_go_across(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    made = features(n=10)
+    for i, row in enumerate(made.rows):
+        row["identity"] = f"p{i // 4 % 2}"
+    result = probe(made, rounds=10)
+    assert result[ACROSS] == {}
+    assert result[WITHIN]
+    print_table(result)
+    assert "across people: fewer than 3 people" in capsys.readouterr().out
 
 
 def test_a_leak_in_one_category_shows_there():
@@ -161,8 +192,9 @@ def test_the_command_reads_a_prepared_set_and_its_exit_code_tells(
     assert "above 0.6" in said.err
     assert "silence at the start" in said.out
     result = json.loads(out.read_text())
-    assert result["auc"][ALL]["silence at the start"]["auc"] > 0.95
-    assert abs(result["auc"][ALL]["mean brightness"]["auc"] - 0.5) < 0.45
+    for kind in (WITHIN, ACROSS):
+        assert auc(result, ALL, "silence at the start", kind) > 0.95
+        assert abs(auc(result, ALL, "mean brightness", kind) - 0.5) < 0.45
     assert main(["--data", str(folder), "--max-auc", "1.0"]) == 0
 
 
