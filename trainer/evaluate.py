@@ -198,7 +198,7 @@ def evaluate_checkpoint(
 
     ``argmax``: the network's own logits and a threshold of 0.5, as the paper decides, instead of
     the calibration and the threshold that ship with the checkpoint.  ``floor``: beside the first
-    variant also what :mod:`trainer.floor` reaches.
+    variant also what :mod:`trainer.floor` reaches, and :mod:`trainer.probe` of the whole set.
     """
     from rich.progress import track
 
@@ -208,7 +208,7 @@ def evaluate_checkpoint(
 
     name, crop_px, score, threshold = load_scorer(checkpoint, argmax=argmax)
     scores: dict[str, ClipScores] = {}
-    floors: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     for variant in variants:
         prepared = PreparedSet(data, protocol=protocol, fold=fold, trimmed=variant == "trimmed")
         if crop_px not in (None, prepared.crop_px):
@@ -220,8 +220,8 @@ def evaluate_checkpoint(
         if not clips:
             raise UsageError(f"{data} has no clips in split {split!r} of protocol {protocol!r}")
         scores[variant] = score(list(track(clips, f"scoring {variant}", transient=True)))
-        if floor and not floors:
-            floors = measure(scores[variant], prepared, rounds=rounds)
+        if floor and not measured:
+            measured = measure(scores[variant], prepared, rounds=rounds)
     about = {
         "checkpoint": str(checkpoint),
         "data": f"{data}, protocol {protocol}" + (f", fold {fold}" if protocol != "given" else ""),
@@ -230,7 +230,7 @@ def evaluate_checkpoint(
     }
     title = f"{name} on {data.name}, split {split}"
     return write_report(
-        output, scores, threshold, title=title, about=about, floors=floors, rounds=rounds
+        output, scores, threshold, title=title, about=about, rounds=rounds, **measured
     )
 
 

@@ -19,7 +19,15 @@ from runtime.errors import UsageError
 from trainer.bootstrap import draw_identities, point, weighted_metrics
 from trainer.data.prepared import PreparedSet
 from trainer.figures import ROUNDS, figure
-from trainer.probe import DESCRIPTOR, LOG_MEL, TOGETHER, Features, baseline_scores, read_features
+from trainer.probe import (
+    DESCRIPTOR,
+    LOG_MEL,
+    TOGETHER,
+    Features,
+    baseline_scores,
+    probe,
+    read_features,
+)
 from trainer.scoring import ClipScores
 
 FLOORS = (DESCRIPTOR, LOG_MEL, TOGETHER)
@@ -57,5 +65,12 @@ def floors(
 
 
 def measure(scores: ClipScores, data: PreparedSet, *, rounds: int = ROUNDS) -> dict[str, Any]:
-    """:func:`floors` with the features read from the set's folder; needs dlib."""
-    return floors(scores, data, read_features(Path(data.folder)), rounds=rounds)
+    """{"floors": of :func:`floors`, "probe": of :func:`trainer.probe.probe`} of the set's features.
+
+    Reads every clip of the set; needs dlib.
+    """
+    features = read_features(Path(data.folder))
+    return {
+        "floors": floors(scores, data, features, rounds=rounds),
+        "probe": probe(features, rounds=rounds),
+    }

@@ -19,6 +19,7 @@ from runtime.files import write_json
 from trainer import plots
 from trainer.data.layouts import CATEGORIES
 from trainer.figures import FEW_IDENTITIES, figures, write_csv
+from trainer.probe import ACROSS, WITHIN
 from trainer.scoring import ClipScores
 
 NAMES = {  # of the metrics, as the report prints them
@@ -76,23 +77,29 @@ def write_report(
     title: str,
     about: Mapping[str, str],
     floors: Mapping[str, Any] | None = None,
+    probe: Mapping[str, Any] | None = None,
     rounds: int = 1000,
 ) -> dict[str, Any]:
     """report.html, metrics.json, metrics.csv and one scores-*.csv a variant, in ``folder``.
 
     ``variants`` are tables of the same model on the same clips, side by side ("untrimmed",
     "trimmed"); ``about`` is printed at the top; ``floors`` is what :mod:`trainer.floor` measured
-    beside the first of them.  Returns what metrics.json holds.
+    beside the first of them, ``probe`` what :mod:`trainer.probe` found in the set.  Returns what
+    metrics.json holds.
     """
     measured = {n: figures(s, threshold, rounds=rounds) for n, s in variants.items()}
     result = {"title": title, "about": dict(about), "variants": measured}
     if floors:
         result["floors"] = dict(floors)
+    if probe:
+        result["probe"] = dict(probe)
     try:
         for name, scores in variants.items():
             scores.write(folder / f"scores-{name}.csv")
         write_csv(folder / "metrics.csv", measured)
-        html = render(variants, measured, threshold, title=title, about=about, floors=floors)
+        html = render(
+            variants, measured, threshold, title=title, about=about, floors=floors, probe=probe
+        )
         (folder / "report.html").write_text(html, encoding="utf-8")
     except OSError as err:
         raise UserError(f"cannot write into {folder} ({err.strerror}); choose another") from err
@@ -108,6 +115,7 @@ def render(
     title: str,
     about: Mapping[str, str],
     floors: Mapping[str, Any] | None = None,
+    probe: Mapping[str, Any] | None = None,
 ) -> str:
     first = next(iter(measured.values()))
     people, rounds = first["identities"], first["rounds"]
@@ -160,6 +168,7 @@ def render(
         "</div>",
     ]
     parts += _floors(floors or {}, next(iter(measured)))
+    parts += _probe(probe or {})
     parts += _sections(measured)
     panels = {n: (s.embedding, s.category) for n, s in variants.items() if s.embedding is not None}
     if panels:
@@ -230,6 +239,38 @@ def _floors(floors: Mapping[str, Any], variant: str) -> list[str]:
         "file size, bit rates, silence, loudness and brightness together. A detector that is no "
         "better has learnt who is in the picture, or how the set was made.</p>",
         table(header, body),
+    ]
+
+
+def _probe(found: Mapping[str, Any]) -> list[str]:
+    parts = []
+    for kind in (ACROSS, WITHIN):
+        if not found.get(kind):
+            continue
+        comparisons = found[kind]
+        body = [
+            [
+                escape(feature),
+                *(
+                    f"{cells[feature]['auc']:.3f}"
+                    f"<small>[{cells[feature]['low']:.2f}, {cells[feature]['high']:.2f}]</small>"
+                    for cells in comparisons.values()
+                ),
+            ]
+            for feature in next(iter(comparisons.values()))
+        ]
+        header = [f"AUC {kind}", *(escape(name) for name in comparisons)]
+        parts.append(table(header, body))
+    if not parts:
+        return []
+    return [
+        "<h2>Short cuts left in the set</h2>",
+        f"<p>Cross-validated regressions over all {sum(found['clips'].values())} clips of the set, "
+        f"made from {found['genuine_clips']} genuine ones of {found['identities']} people; 0.5 is "
+        "chance. Across people: nobody is scored by a regression that saw him, so this is what a "
+        "short cut could add to the figures above. Within people a regression may learn how each "
+        "face changes when it is forged: the face descriptor then sees the forgery itself.</p>",
+        *parts,
     ]
 
 

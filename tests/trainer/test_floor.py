@@ -16,7 +16,7 @@ from tests.trainer.prepared import write_noise_set
 from trainer import metrics
 from trainer.data.prepared import PreparedSet
 from trainer.floor import FLOORS, floors
-from trainer.probe import DESCRIPTOR, LOG_MEL, TOGETHER, Features, baseline_scores
+from trainer.probe import DESCRIPTOR, LOG_MEL, TOGETHER, Features, baseline_scores, probe
 from trainer.report import write_report
 from trainer.scoring import ClipRow, ClipScores
 
@@ -89,14 +89,19 @@ def test_training_clips_are_no_test(data: PreparedSet):
 
 def test_the_report_shows_it(data: PreparedSet, tmp_path: Path):
     scores = scored(data)
-    found = floors(scores, data, features(data), rounds=50)
+    made = features(data)
+    found = {"floors": floors(scores, data, made, rounds=50), "probe": probe(made, rounds=50)}
     result = write_report(
-        tmp_path, {"untrimmed": scores}, 0.5, title="t", about={}, floors=found, rounds=50
+        tmp_path, {"untrimmed": scores}, 0.5, title="t", about={}, rounds=50, **found
     )
-    assert result["floors"] == found
+    assert {k: result[k] for k in found} == found
     page = (tmp_path / "report.html").read_text()
     assert "What looks for no forgery" in page
+    assert page.count("Short cuts left in the set") == 1
+    assert "AUC across people" in page
+    assert "made from 15 genuine ones of 5 people" in page
     assert page.count("dlib") == 1
     without = write_report(tmp_path, {"untrimmed": scores}, 0.5, title="t", about={}, rounds=5)
-    assert "floors" not in without
-    assert "What looks for no forgery" not in (tmp_path / "report.html").read_text()
+    assert not {"floors", "probe"} & set(without)
+    page = (tmp_path / "report.html").read_text()
+    assert not any(title in page for title in ("What looks for no forgery", "Short cuts"))
