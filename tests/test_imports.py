@@ -221,7 +221,7 @@ class TestFiles:
         declared = {
             "av", "cv2", "dlib", "fastapi", "hibari", "hypothesis", "kaldi_native_fbank",
             "matplotlib", "ml_dtypes", "numpy", "onnx", "onnxruntime", "onnxscript", "psutil",
-            "pytest", "pywt", "pyworld", "rich", "safetensors", "scipy", "sklearn",
+            "pyarrow", "pytest", "pywt", "pyworld", "ray", "rich", "safetensors", "scipy", "sklearn",
             "sounddevice", "tensorboard", "tensorrt", "tensorrt_rtx", "threadpoolctl", "torch",
             "uvicorn",
         }  # fmt: skip
