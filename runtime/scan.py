@@ -71,6 +71,7 @@ _PRIVATE = {
     "RAY_enable_metrics_collection": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # leave the GPUs visible for --provider cuda
+    "RAY_worker_niceness": "0",  # 15 by default; that of the command is the user's to say
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # what matters also arrives as an exception
 }
 

@@ -445,7 +445,7 @@ class TestWithRay:
         assert not killed.exists()
         assert listening
         assert listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-        _, alive = psutil.wait_procs(family, timeout=30)
+        _, alive = psutil.wait_procs(family, timeout=120)
         assert alive == []  # Ray goes when the command goes
 
         code, out, err = finish(command(clips, killed))
