@@ -454,6 +454,35 @@ class TestWithRay:
         assert rows(killed) == rows(whole)
         assert len(rows(whole)) == 11
 
+    def test_a_clip_that_kills_its_worker_costs_that_clip_alone(
+        self, clips: Path, real_pair: Path, tmp_path: Path
+    ) -> None:
+        """The worker is restarted, the clip tried once more, the others are not harmed."""
+        program = (
+            "import os, sys\n"
+            "from runtime import archive, scan\n"
+            "class Crashing(archive.Scorer):\n"
+            "    def score(self, clip):\n"
+            "        with open(sys_argv[-1], 'a') as log: log.write(clip.path + '\\n')\n"
+            "        if clip.path == '3.mp4': os._exit(9)\n"
+            "        return super().score(clip)\n"
+            "sys_argv = sys.argv\n"
+            "scan.Scorer = Crashing\n"
+            "sys.exit(scan.main(sys.argv[1:-1]))\n"
+        )
+        output, log = tmp_path / "out.parquet", tmp_path / "log"
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(clips), "--output", str(output), "--workers", "2",
+             str(log)],
+            cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1, done.stderr
+        table = {row["path"]: row for row in rows(output)}
+        assert "the worker died" in table["3.mp4"]["error"]
+        assert [p for p, row in table.items() if row["error"]] == ["3.mp4", "broken.mp4"]
+        assert log.read_text().splitlines().count("3.mp4") == 2
+        assert journal_lines(output) == 10
+
 
 def _connections(psutil: Any, member: Any) -> list[Any]:
     try:
