@@ -22,6 +22,8 @@ import dataclasses
 import json
 import logging
 import os
+import re
+import socket
 import sys
 import tempfile
 import time
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from runtime.spec import PairSpec
 
 SHOWN = 10  # clips named in the summary, of each kind
+CONNECT_TIMEOUT_S = 10.0
 OBJECT_STORE_BYTES = 100 << 20  # what travels are names and rows; Ray's least is 75 MiB
 # Read by Ray when it is imported.  The node's address is the loopback one only where Ray takes the
 # machine for one that cannot be part of a cluster; on Linux that takes the third variable.
@@ -235,6 +238,8 @@ def _engine(options: argparse.Namespace) -> Iterator[tuple[Any, int]]:
         ) from err
     with ExitStack() as stack:
         workers = options.workers or _cores()
+        if options.ray is not None:
+            _check_address(options.ray)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
         if options.ray is None:
             folder = stack.enter_context(
@@ -263,6 +268,22 @@ def _engine(options: argparse.Namespace) -> Iterator[tuple[Any, int]]:
         if options.ray is not None and options.workers is None:
             workers = max(1, int(_cluster(ray).get("CPU", 1)))
         yield ray, workers
+
+
+def _check_address(address: str) -> None:
+    """Raise in seconds where nothing answers; Ray itself would try for minutes."""
+    if address == "auto":  # Ray looks on this machine, and knows at once
+        return
+    found = re.fullmatch(r"(?:ray://)?(?P<host>[^/\s]+):(?P<port>\d{1,5})", address)
+    if found is None:
+        raise UsageError(f"--ray {address}: give auto, HOST:PORT or ray://HOST:PORT")
+    try:
+        where = (found["host"].strip("[]"), int(found["port"]))
+        socket.create_connection(where, timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as err:
+        raise UserError(
+            f"the Ray cluster {address} does not answer ({err}); check the address"
+        ) from None
 
 
 def _cluster(ray: Any) -> dict[str, float]:

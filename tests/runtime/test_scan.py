@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -344,6 +345,27 @@ class TestExitCodesAndErrors:
         mocked["spec"] = replace(SPEC, trained=False)
         assert run(folder, "--output", tmp_path / "out.parquet") == 2
         assert run(folder, "--output", tmp_path / "out.parquet", "--allow-untrained") == 1
+
+
+class TestTheClustersAddress:
+    def test_where_nothing_listens_it_is_said_in_seconds(self) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))  # bound, not listening: nobody else's meanwhile
+            start = time.monotonic()
+            with pytest.raises(UserError, match="does not answer"):
+                scan._check_address(f"127.0.0.1:{free.getsockname()[1]}")
+        assert time.monotonic() - start < 10
+
+    def test_where_something_listens_ray_is_asked(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            for scheme in ("", "ray://"):
+                scan._check_address(f"{scheme}127.0.0.1:{server.getsockname()[1]}")
+        scan._check_address("auto")
+
+    @pytest.mark.parametrize("text", ["local", "", "here", "http://a:1/b", "a:b", "a:123456"])
+    def test_what_is_no_address_is_a_usage_error(self, text: str) -> None:
+        with pytest.raises(UsageError, match="HOST:PORT"):
+            scan._check_address(text)
 
 
 class TestAWorker:
