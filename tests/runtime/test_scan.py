@@ -425,32 +425,33 @@ def journal_lines(output: Path) -> int:
     return len(file.read_bytes().splitlines()) if file.exists() else 0
 
 
+@pytest.fixture(scope="module")
+def plain_clips(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Long enough that a kill hits the middle: nobody's face, so nearly all is decoding."""
+    root = tmp_path_factory.mktemp("clips")
+    for index in range(10):
+        write_clip(root / f"{index}.mp4", seconds=2.0 + index / 10)
+    (root / "broken.mp4").write_text("no media")
+    return root
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="ray is not installed (extra scan)"
 )
 class TestWithRay:
-    @pytest.fixture(scope="class")
-    def clips(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """Long enough that a kill hits the middle: nobody's face, so nearly all is decoding."""
-        root = tmp_path_factory.mktemp("clips")
-        for index in range(10):
-            write_clip(root / f"{index}.mp4", seconds=2.0 + index / 10)
-        (root / "broken.mp4").write_text("no media")
-        return root
-
     def test_killed_and_resumed_equals_a_run_without_the_kill(
-        self, clips: Path, real_pair: Path, tmp_path: Path
+        self, plain_clips: Path, real_pair: Path, tmp_path: Path
     ) -> None:
         psutil = pytest.importorskip("psutil", reason="psutil is not installed (extra dev)")
         whole, killed = tmp_path / "whole.parquet", tmp_path / "killed.parquet"
-        code, out, err = finish(command(clips, whole))
+        code, out, err = finish(command(plain_clips, whole))
         assert code == 1, err  # the broken one
         assert err == ""
         assert "11 clips scored by 2 workers" in out
 
-        process = command(clips, killed)
+        process = command(plain_clips, killed)
         while journal_lines(killed) < 3 and process.poll() is None:
             time.sleep(0.02)
         family = psutil.Process(process.pid).children(recursive=True)
@@ -470,14 +471,14 @@ class TestWithRay:
         _, alive = psutil.wait_procs(family, timeout=120)
         assert alive == []  # Ray goes when the command goes
 
-        code, out, err = finish(command(clips, killed))
+        code, out, err = finish(command(plain_clips, killed))
         assert code == 1, err
         assert "taken from" in out
         assert rows(killed) == rows(whole)
         assert len(rows(whole)) == 11
 
     def test_a_clip_that_kills_its_worker_costs_that_clip_alone(
-        self, clips: Path, real_pair: Path, tmp_path: Path
+        self, plain_clips: Path, real_pair: Path, tmp_path: Path
     ) -> None:
         """The worker is restarted, the clip tried once more, the others are not harmed."""
         program = (
@@ -494,7 +495,7 @@ class TestWithRay:
         )
         output, log = tmp_path / "out.parquet", tmp_path / "log"
         done = subprocess.run(
-            [sys.executable, "-c", program, str(clips), "--output", str(output), "--workers", "2",
+            [sys.executable, "-c", program, str(plain_clips), "--output", str(output), "--workers", "2",
              str(log)],
             cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False,
         )  # fmt: skip
