@@ -95,9 +95,9 @@ $(VENV)/.demo: $(VENV)/.made $(BUILD_INPUTS)
 
 # Torch first and alone: where its CPU build cannot be had, everything else is installed without it.
 $(VENV)/.dev: $(VENV)/.made $(BUILD_INPUTS)
-	@if $(INSTALL) '$(TORCH_CPU)' 2>$(VENV)/torch.log; then extras=cpu,export,train,dev; else \
+	@if $(INSTALL) '$(TORCH_CPU)' 2>$(VENV)/torch.log; then extras=cpu,export,scan,train,dev; else \
 	  echo 'make: $(TORCH_CPU) cannot be had for this Python here: going on without torch'; \
-	  extras=cpu,export,dev; fi; \
+	  extras=cpu,export,scan,dev; fi; \
 	if [ -n '$(RTX)' ]; then extras=$$extras,tensorrt-rtx; fi; \
 	set -x; $(INSTALL) --editable ".[$$extras]"
 	if [ -n '$(NVCC)' ]; then $(MAKE) --no-print-directory $(VENV)/.headers; fi
