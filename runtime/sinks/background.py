@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from runtime.errors import UserError
 from runtime.media import AudioChunk
-from runtime.sinks import MediaSink, Picture, Sink
+from runtime.sinks import MediaSink, Picture, Sink, StartSink
 from runtime.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -182,27 +182,31 @@ class Background:
     """A :class:`Sink` behind a :class:`Worker`; make one with :func:`in_background`."""
 
     def __init__(self, sink: Sink, worker: Worker) -> None:
-        self._sink = sink
+        self.sink = sink
         self.worker = worker
 
+    def begin(self, summary: Summary) -> None:
+        if isinstance(self.sink, StartSink):
+            self.sink.begin(summary)  # it is quick, and nothing waits yet
+
     def write(self, verdict: Verdict) -> None:
-        self.worker.put("verdict", lambda: self._sink.write(verdict))
+        self.worker.put("verdict", lambda: self.sink.write(verdict))
 
 
 class MediaBackground(Background):
     """A :class:`MediaSink` behind a :class:`Worker`."""
 
-    _sink: MediaSink
+    sink: MediaSink
 
     def picture(self, picture: Picture) -> None:
         size = picture.frame.nbytes
-        self.worker.put("picture", lambda: self._sink.picture(picture), size)
+        self.worker.put("picture", lambda: self.sink.picture(picture), size)
 
     def sound(self, source: str, chunk: AudioChunk) -> None:
-        self.worker.put("piece of sound", lambda: self._sink.sound(source, chunk))
+        self.worker.put("piece of sound", lambda: self.sink.sound(source, chunk))
 
     def end(self, summary: Summary) -> None:
-        self.worker.put(END, lambda: self._sink.end(summary), must=True)
+        self.worker.put(END, lambda: self.sink.end(summary), must=True)
 
 
 def in_background(sink: Sink, name: str, *, live: bool) -> Background:
