@@ -87,6 +87,7 @@ dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
 .axis span{position:absolute;transform:translateX(-50%);white-space:nowrap}
 .axis span:first-child{transform:none}
 .f0{fill:var(--fake-tint)}.f1{fill:var(--fake)}.r0{fill:var(--real-tint)}.r1{fill:var(--real)}
+rect{shape-rendering:crispEdges}
 .a{fill:var(--mute)}.b{fill:var(--bar)}
 .t{stroke:var(--ink);stroke-width:1;stroke-dasharray:4 4;
 vector-effect:non-scaling-stroke;opacity:.5}
@@ -239,7 +240,8 @@ def _timeline(history: History, spec: PairSpec) -> str:
         "<section><h2>When</h2>"
         '<p class="soft">Height is the probability of fake, the dashed line is the threshold. Each '
         f"column is {history.bin_s:g} s and shows the gravest verdict that ended in it; a verdict "
-        "looks at the window before it.</p>"
+        "looks at the window before it. “Both” also weighs whether picture and voice belong "
+        "together, so it can be high where each alone is not.</p>"
         '<div class="key"><span><i class="fill-fake"></i>fake</span>'
         '<span><i class="fill-real"></i>real</span>'
         '<span><i class="fill-abstain"></i>abstained: a thin line</span></div>'
@@ -250,10 +252,12 @@ def _timeline(history: History, spec: PairSpec) -> str:
 def _face_rows(face: int | None, cells: dict[int, Cell], history: History, spec: PairSpec) -> str:
     line = 100 - round(100 * spec.calibration.threshold)
     both = [_verdict_column(i, cell, history) for i, cell in sorted(cells.items())]
-    both.append(f'<line class="t" x1="0" x2="{history.bins}" y1="{line}" y2="{line}"/>')
+    if face is not None:
+        both.append(f'<line class="t" x1="0" x2="{history.bins}" y1="{line}" y2="{line}"/>')
     parts = [("picture", "p_fake_video"), ("voice", "p_fake_audio")]
-    lanes = [_lane("both", "both", both, history.bins)]
-    for name, field in parts:
+    first = ("both", "both") if face is not None else ("part", "abstains")
+    lanes = [_lane(*first, both, history.bins)]
+    for name, field in parts if face is not None else parts[1:]:
         bars = [_bar(i, getattr(cell, field)) for i, cell in sorted(cells.items())]
         lanes.append(_lane("part", name, bars, history.bins))
     return f"<h3>{_face_name(face)}</h3>" + "".join(lanes)
@@ -272,7 +276,7 @@ def _verdict_column(i: int, cell: Cell, history: History) -> str:
     if cell.label is Label.ABSTAIN:
         reasons = ", ".join(f"{r} {n}" for r, n in cell.reasons.most_common())
         title = f"{when}: abstained ({reasons})"
-        return f'<rect class="a" x="{i}" y="88" width="1" height="12">{_title(title)}</rect>'
+        return f'<rect class="a" x="{i}" y="86" width="1" height="14">{_title(title)}</rect>'
     title = f"{when}: {cell.label}, p_fake {number(cell.p_fake).strip()}"
     kind = "f" if cell.label is Label.FAKE else "r"
     high = max(3, round(100 * (cell.p_fake or 0.0)))
@@ -336,7 +340,8 @@ def _moments(moments: Sequence[Moment], spec: PairSpec, stream: StreamSpec, face
         if maps
         else ""
     )
-    cards = "".join(_moment(m, spec, scales, faces) for m in moments)
+    transport_ms = stream.max_transport_tokens * 1000 / spec.audio.token_hz
+    cards = "".join(_moment(m, spec, scales, faces, transport_ms) for m in moments)
     return (
         f"{head}<p>The windows with the highest probability of fake, at least {window_s:g} s "
         "apart. Being listed is no verdict: the label says what was decided.</p>"
@@ -344,7 +349,9 @@ def _moments(moments: Sequence[Moment], spec: PairSpec, stream: StreamSpec, face
     )
 
 
-def _moment(m: Moment, spec: PairSpec, scales: tuple[float, float], faces: str) -> str:
+def _moment(
+    m: Moment, spec: PairSpec, scales: tuple[float, float], faces: str, transport_ms: float
+) -> str:
     v = m.verdict
     names = ("both", "picture", "voice")
     scores = "".join(
@@ -380,12 +387,14 @@ def _moment(m: Moment, spec: PairSpec, scales: tuple[float, float], faces: str) 
             f"{_clock(v.t_start_s)} to {_clock(v.t_end_s)}, low pitches at the bottom</figcaption>"
             f"</figure><p class='small'>{escape(driver(m.driven_by, spec))}</p>"
         )
+    far = v.av_offset_ms is not None and abs(v.av_offset_ms) > transport_ms
+    beyond = f": more than ordinary transport, ±{transport_ms:.0f} ms" if far else ""
     return (
         f'<article class="moment">{head}<div class="pair">'
         f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
         f"<figure>{heat}<figcaption>what the score hangs on</figcaption></figure></div>"
         f"{voice}{scores}"
-        f'<p class="small soft">A/V offset {offset(v)}</p></article>'
+        f'<p class="small soft">A/V offset {offset(v)}{beyond}</p></article>'
     )
 
 
