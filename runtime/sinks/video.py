@@ -97,8 +97,10 @@ class VideoSink:
 
     def end(self, summary: Summary) -> None:
         """Finish the file; without a picture there is none."""
-        while self._held:
+        while self._held and not self._file.given_up:
             self._draw(self._held.popleft())
+        if self._file.given_up:
+            return
         if self._out is None:
             self._file.discard()
             self.notes.append("no picture was judged, so no video was written")
@@ -207,8 +209,11 @@ class _CopiedSound:
         self._packets = self._read()
         self._next: Any = None
         self._last_dts: int | None = None
-        self.codec: str = self._stream.codec_context.codec.canonical_name
         self.notes: list[str] = []
+
+    @property
+    def codec(self) -> str:
+        return str(self._stream.codec_context.codec.canonical_name)
 
     def join(self, out: Any) -> None:
         """Become a stream of ``out``."""
