@@ -220,9 +220,9 @@ class TestFiles:
         """A third-party import that no extra names works only by luck."""
         declared = {
             "av", "cv2", "dlib", "fastapi", "hibari", "hypothesis", "kaldi_native_fbank",
-            "matplotlib", "ml_dtypes", "numpy", "onnx", "onnxruntime", "onnxscript", "psutil",
-            "pytest", "pywt", "pyworld", "rich", "safetensors", "scipy", "sklearn",
-            "sounddevice", "tensorboard", "tensorrt", "tensorrt_rtx", "threadpoolctl", "torch",
+            "matplotlib", "ml_dtypes", "numpy", "onnx", "onnxruntime", "onnxscript",
+            "prometheus_client", "psutil", "pytest", "pywt", "pyworld", "rich", "safetensors",
+            "scipy", "sklearn", "sounddevice", "tensorboard", "tensorrt", "tensorrt_rtx", "threadpoolctl", "torch",
             "uvicorn",
         }  # fmt: skip
         own = {*PACKAGES, "tests"}
