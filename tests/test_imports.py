@@ -222,8 +222,8 @@ class TestFiles:
             "av", "cv2", "dlib", "fastapi", "hibari", "hypothesis", "kaldi_native_fbank",
             "matplotlib", "ml_dtypes", "numpy", "onnx", "onnxruntime", "onnxscript",
             "prometheus_client", "psutil", "pytest", "pywt", "pyworld", "rich", "safetensors",
-            "scipy", "sklearn", "sounddevice", "tensorboard", "tensorrt", "tensorrt_rtx", "threadpoolctl", "torch",
-            "uvicorn",
+            "scipy", "sklearn", "sounddevice", "tensorboard", "tensorrt", "tensorrt_rtx",
+            "threadpoolctl", "torch", "uvicorn",
         }  # fmt: skip
         own = {*PACKAGES, "tests"}
         undeclared = {

@@ -244,9 +244,7 @@ def test_a_target_that_cannot_be_written_is_one_line_before_the_stream(tmp_path:
     assert "\n" not in str(caught.value)
 
 
-def test_a_ffmpeg_without_h264_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_ffmpeg_without_h264_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ENCODERS", ("none",))
     with pytest.raises(DependencyError, match=r"no H\.264 encoder"):
         live(tmp_path / "out.mp4")
