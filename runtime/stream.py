@@ -28,6 +28,7 @@ from runtime.errors import (
     UsageError,
     UserError,
 )
+from runtime.sinks.outputs import Outputs, add_options
 from runtime.spec import SpecError, StreamSpec
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
                    help="run a model with random weights; its verdicts mean nothing")  # fmt: skip
     p.add_argument("--fail-on-fake", action="store_true", help="exit code 4 when a fake is found")
     p.add_argument("--quiet", action="store_true", help="only the header and the summary")
+    add_options(p)
     return p
 
 
@@ -115,6 +117,7 @@ def run_command(options: argparse.Namespace) -> int:
     sources = expand_sources(options.source)
     out = timeline.console(stderr=options.jsonl == "-")
     with ExitStack() as stack:
+        outputs = stack.enter_context(Outputs(options, sources))
         backend = stack.enter_context(_load(options))
         stream = stream_spec(backend.spec.stream, backend.spec.audio.token_hz, options)
         jsonl = _open_jsonl(options.jsonl, stack)
@@ -123,7 +126,7 @@ def run_command(options: argparse.Namespace) -> int:
         worst = EXIT_OK
         for source in sources:
             try:
-                summaries.append(_stream_one(source, backend, stream, options, out, jsonl))
+                summaries.append(_stream_one(source, backend, stream, options, out, jsonl, outputs))
             except DependencyError:
                 raise
             except UserError as err:
@@ -136,6 +139,9 @@ def run_command(options: argparse.Namespace) -> int:
             timeline.print_table(out, summaries, failed)
         if jsonl is not None and summaries:
             jsonl.commit()
+        outputs.finish()
+        if outputs.failed:
+            worst = worst or EXIT_ERROR
     return worst or exit_code(summaries, fail_on_fake=options.fail_on_fake)
 
 
@@ -247,6 +253,7 @@ def _stream_one(
     options: argparse.Namespace,
     out: Console,
     jsonl: JsonLinesSink | None,
+    outputs: Outputs,
 ) -> Summary:
     """One source from its header to its summary."""
     from runtime.pipeline import run
@@ -264,12 +271,13 @@ def _stream_one(
                   "stop with Ctrl-C", file=sys.stderr)  # fmt: skip
         rows = timeline.TimelineSink(out)
         sinks: list[Sink] = [] if options.quiet else [rows]
-        if jsonl is not None:
-            sinks.append(jsonl)
-        summary = run(
-            source, backend, sinks=sinks, stream=stream, with_audio=options.audio == "same"
-        )
-        rows.flush()
+        with outputs.of_source(name, source, backend, stream, jsonl) as asked_for:
+            sinks += asked_for.sinks
+            summary = run(
+                source, backend, sinks=sinks, stream=stream, with_audio=options.audio == "same"
+            )
+            rows.flush()
+            asked_for.finish(summary, backend, out)
         timeline.print_summary(out, summary)
     return summary
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -73,6 +74,15 @@ class StreamClock:
         return t_s
 
 
+@dataclass(frozen=True)
+class OriginalSound:
+    """Where the sound of a file is, for whoever copies it as it is."""
+
+    path: Path
+    stream_index: int
+    zero_s: float  # timestamp of the file that is second 0 of the stream
+
+
 class FileSource:
     """Iterates once over a file's pictures and sound in decode order.
 
@@ -121,6 +131,12 @@ class FileSource:
     def damaged(self) -> int:
         """Packets that did not decode and timestamps that were repaired or dropped, so far."""
         return self._packets_damaged + self._video_clock.damaged + self._audio_clock.damaged
+
+    @property
+    def original_sound(self) -> OriginalSound | None:
+        if self._audio is None:
+            return None
+        return OriginalSound(self._path, int(self._audio.index), self._zero_s)
 
     def __iter__(self) -> Iterator[VideoChunk | AudioChunk]:
         chunks = 0

@@ -49,6 +49,15 @@ class MediaSink(Sink, Protocol):
         ...
 
 
+@runtime_checkable
+class StartSink(Sink, Protocol):
+    """A sink that wants to know what is about to be judged."""
+
+    def begin(self, summary: Summary) -> None:
+        """``summary`` is the run's own: its counters go on counting."""
+        ...
+
+
 class Collector:
     """A sink that keeps the verdicts."""
 
@@ -59,4 +68,4 @@ class Collector:
         self.verdicts.append(verdict)
 
 
-__all__ = ["Collector", "MediaSink", "Picture", "Sink"]
+__all__ = ["Collector", "MediaSink", "Picture", "Sink", "StartSink"]

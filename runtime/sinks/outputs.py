@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The outputs that ``runtime.stream`` was asked for, from its options to their last line.
+
+Some belong to one source (annotated video, report), some to the whole run (metrics, webhook).  Each
+stands behind a queue of its own; what became of it is in the summary, and :attr:`Outputs.failed`
+says whether something that was asked for is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from runtime.backends.base import Backend
+from runtime.errors import UsageError, UserError
+from runtime.media import Source
+from runtime.models import DEFAULT_PRESET, model_dir
+from runtime.sinks import Sink
+from runtime.sinks.background import DRAIN_S, Background, Worker, in_background
+from runtime.sinks.metrics import DEFAULT_ADDRESS, MetricsSink, is_loopback, parse_address
+from runtime.sinks.output import is_folder, target_of
+from runtime.sinks.report import FACES, SHOW, ReportSink, Step
+from runtime.sinks.video import VideoSink
+from runtime.sinks.webhook import TOKEN_VARIABLE, WebhookSink
+from runtime.spec import StreamSpec
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from runtime.pipeline import Summary
+
+BAR_AFTER_S = 2.0  # what is done sooner needs no progress bar
+
+
+def add_options(p: argparse.ArgumentParser) -> None:
+    g = p.add_argument_group("outputs")
+    g.add_argument("--save-video", type=Path, default=None, metavar="PATH.mp4|DIR",
+                   help="write the video with its verdicts drawn in and its sound")  # fmt: skip
+    g.add_argument("--report", type=Path, default=None, metavar="PATH.html|DIR",
+                   help="write one HTML page: what was judged, when, what drove it")  # fmt: skip
+    g.add_argument("--report-faces", choices=FACES, default=SHOW,
+                   help=f"faces in the report (default: {SHOW})")  # fmt: skip
+    g.add_argument("--metrics", nargs="?", const=DEFAULT_ADDRESS, default=None,
+                   metavar="HOST:PORT",
+                   help=f"serve Prometheus metrics (default: {DEFAULT_ADDRESS})")  # fmt: skip
+    g.add_argument("--webhook", default=None, metavar="URL",
+                   help="POST to this URL when what is said of a face changes; a secret in "
+                        f"{TOKEN_VARIABLE} is sent along")  # fmt: skip
+    g.add_argument("--webhook-abstain", action="store_true",
+                   help="to begin or to stop abstaining is a change, too")  # fmt: skip
+
+
+class Outputs:
+    """A context manager over the outputs of a whole run.
+
+    Raises :class:`UsageError` and :class:`runtime.errors.DependencyError` for options that cannot
+    be met, before a model is loaded.
+    """
+
+    def __init__(self, options: argparse.Namespace, sources: Sequence[str]) -> None:
+        self._options = options
+        self._videos = _targets("--save-video", options.save_video, ".mp4", sources)
+        self._reports = _targets("--report", options.report, ".html", sources)
+        self._workers: list[Worker] = []
+        self.failed = False
+        self._webhook = None
+        if options.webhook is not None:
+            self._webhook = WebhookSink(options.webhook, on_abstain=options.webhook_abstain)
+            self._workers.append(self._webhook.worker)
+        elif options.webhook_abstain:
+            raise UsageError("--webhook-abstain needs --webhook URL")
+        self._metrics = None
+        if options.metrics is not None:
+            host, _ = parse_address(options.metrics)
+            self._metrics = MetricsSink(lambda: self._workers)
+            where = self._metrics.serve(options.metrics)
+            print(f"metrics: {where}", file=sys.stderr)
+            if not is_loopback(host):
+                print(f"notice: whoever reaches {host} can read the metrics: names of sources, and "
+                      "what was said of them", file=sys.stderr)  # fmt: skip
+
+    def of_source(
+        self, name: str, source: Source, backend: Backend, stream: StreamSpec, jsonl: Sink | None
+    ) -> SourceOutputs:
+        """``jsonl``, where there is one: a file waits for it, a live source does not."""
+        options, spec = self._options, backend.spec
+        with_sound = options.audio != "none" and source.info.has_audio
+        mine = SourceOutputs(self, source.live)
+        try:
+            if self._webhook is not None:
+                mine.sinks.append(self._webhook)
+            if self._metrics is not None:
+                mine.sinks.append(self._metrics)
+            if jsonl is not None:
+                mine.sinks.append(
+                    mine.background(jsonl, f"--jsonl {options.jsonl}") if source.live else jsonl
+                )
+            if name in self._videos:
+                mine.video = VideoSink(
+                    self._videos[name],
+                    token_hz=spec.audio.token_hz,
+                    hop_s=stream.hop_tokens / spec.audio.token_hz,
+                    sound_hz=spec.audio.sample_rate_hz if with_sound else None,
+                    original=getattr(source, "original_sound", None) if with_sound else None,
+                )
+                mine.sinks.append(mine.background(mine.video, "--save-video"))
+            if name in self._reports:
+                mine.report = ReportSink(
+                    self._reports[name], spec, stream, faces=options.report_faces
+                )
+                mine.sinks.append(mine.background(mine.report, "--report"))
+        except BaseException:
+            mine.abandon()
+            raise
+        return mine
+
+    def model_card(self) -> str | None:
+        """Markdown beside the model's files, where there is some."""
+        try:
+            card = model_dir(self._options.model or DEFAULT_PRESET) / "README.md"
+            return card.read_text(encoding="utf-8", errors="replace")
+        except (UserError, OSError):
+            return None
+
+    def register(self, worker: Worker) -> None:
+        self._workers.append(worker)
+
+    def forget(self, worker: Worker) -> None:
+        """A worker of a source that has ended; its failure and its losses stay."""
+        self.failed = self.failed or worker.error is not None
+        if worker in self._workers and worker.error is None and not worker.lost:
+            self._workers.remove(worker)
+
+    def finish(self) -> None:
+        """Deliver what waits, and say what was not."""
+        if self._webhook is None:
+            return
+        self._webhook.close(DRAIN_S)
+        self.failed = self.failed or self._webhook.failed
+        for line in self._webhook.notes():
+            print(f"warning: {line}", file=sys.stderr)
+
+    def close(self) -> None:
+        if self._webhook is not None:
+            self._webhook.close(0.0)
+        if self._metrics is not None:
+            self._metrics.close()
+
+    def __enter__(self) -> Outputs:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class SourceOutputs:
+    """The outputs of one source; leaving it without :meth:`finish` leaves no files behind."""
+
+    def __init__(self, run: Outputs, live: bool) -> None:
+        self._run, self._live = run, live
+        self._mine: list[Background] = []
+        self.sinks: list[Sink] = []
+        self.video: VideoSink | None = None
+        self.report: ReportSink | None = None
+
+    def background(self, sink: Sink, name: str) -> Background:
+        made = in_background(sink, name, live=self._live)
+        self._mine.append(made)
+        self._run.register(made.worker)
+        return made
+
+    def finish(self, summary: Summary, backend: Backend, out: Console) -> None:
+        """Wait for the sinks, write the report; what went wrong joins the summary's warnings."""
+        end = time.monotonic() + DRAIN_S
+        for mine in self._mine:
+            mine.worker.close(max(0.1, end - time.monotonic()))
+        if self.video is not None:
+            summary.warnings += [f"--save-video: {note}" for note in self.video.notes]
+        for mine in self._mine:
+            summary.warnings += mine.worker.notes()
+        if self.report is not None and not self._broken(self.report):
+            self._write_report(self.report, summary, backend, out)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Give up what is not finished: no half files, and no waiting."""
+        for mine in self._mine:
+            mine.worker.abandon()
+            self._run.forget(mine.worker)
+        for sink in (self.video, self.report):
+            if sink is not None:
+                sink.abandon()
+
+    def __enter__(self) -> SourceOutputs:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.abandon()
+
+    def _broken(self, sink: Sink) -> bool:
+        return any(m.worker.error is not None for m in self._mine if m.sink is sink)
+
+    def _write_report(
+        self, report: ReportSink, summary: Summary, backend: Backend, out: Console
+    ) -> None:
+        @contextmanager
+        def progress(total: int) -> Iterator[Step]:
+            bar = _LateBar(out, total)
+            try:
+                yield bar.step
+            finally:
+                bar.close()
+
+        try:
+            report.finish(summary, backend, progress, model_card=self._run.model_card())
+        except UserError as err:
+            self._run.failed = True
+            summary.warnings.append(f"--report: {err}")
+
+
+class _LateBar:
+    """A progress bar that only shows up where the work takes long, and only on a terminal."""
+
+    def __init__(self, out: Console, total: int) -> None:
+        self._out, self._total, self._done = out, total, 0
+        self._start = time.monotonic()
+        self._bar: object = None
+
+    def step(self, n: int) -> None:
+        from rich.progress import Progress, TaskID
+
+        self._done += n
+        if self._bar is None:
+            late = time.monotonic() - self._start > BAR_AFTER_S
+            if not late or not self._out.is_terminal:
+                return
+            self._bar = Progress(console=self._out, transient=True)
+            self._bar.start()
+            self._bar.add_task("what drove the worst moments", total=self._total)
+        assert isinstance(self._bar, Progress)
+        self._bar.update(TaskID(0), completed=self._done)
+
+    def close(self) -> None:
+        from rich.progress import Progress
+
+        if isinstance(self._bar, Progress):
+            self._bar.stop()
+
+
+def _targets(
+    option: str, target: Path | None, suffix: str, sources: Sequence[str]
+) -> dict[str, Path]:
+    """Source -> its output file."""
+    if target is None:
+        return {}
+    if len(sources) > 1 and not is_folder(target, suffix):
+        raise UsageError(f"{option} {target}: for several sources give a folder")
+    taken: set[Path] = set()
+    return {source: target_of(target, suffix, source, taken) for source in sources}

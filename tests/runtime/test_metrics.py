@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prometheus metrics: what was said, what was lost, and only to this machine."""
+
+from __future__ import annotations
+
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from runtime.errors import UsageError, UserError
+from runtime.sinks.background import Worker
+from runtime.sinks.metrics import MAX_FACES, MetricsSink, is_loopback, parse_address
+from runtime.verdict import Label, Reason
+from tests.runtime.test_timeline_sink import at, summary
+from tests.runtime.test_verdict import verdict
+
+pytest.importorskip(
+    "prometheus_client", reason="prometheus_client is not installed (extra metrics)"
+)
+
+
+@pytest.fixture
+def sink() -> Iterator[MetricsSink]:
+    made = MetricsSink()
+    yield made
+    made.close()
+
+
+def value(sink_: MetricsSink, name: str, /, **labels: str) -> float | None:
+    found: float | None = sink_.registry.get_sample_value(name, labels)
+    return found
+
+
+def test_verdicts_are_counted_by_label_and_reason(sink: MetricsSink) -> None:
+    for v in (
+        at(2.0, Label.FAKE, 0.9), at(2.2, Label.FAKE, 0.9), at(2.4, Label.REAL, 0.1),
+        at(2.6, Label.ABSTAIN, None, reason=Reason.NO_FACE, face_id=None),
+    ):  # fmt: skip
+        sink.write(v)
+    counted = [
+        value(sink, "msct_verdicts_total", source="a.mp4", label=label, reason=reason)
+        for label, reason in (("fake", ""), ("real", ""), ("abstain", "no_face"))
+    ]
+    assert counted == [2, 1, 1]
+
+
+def test_the_newest_scores_of_a_face_and_none_where_there_is_no_basis(sink: MetricsSink) -> None:
+    def score(modality: str) -> float | None:
+        return value(sink, "msct_p_fake", source="a.mp4", face="3", modality=modality)
+
+    sink.write(at(2.0, Label.FAKE, 0.9, p_fake_video=0.4, p_fake_audio=None, av_offset_ms=80.0))
+    assert (score("both"), score("picture"), score("voice")) == (0.9, 0.4, None)
+    assert value(sink, "msct_av_offset_seconds", source="a.mp4", face="3") == 0.08
+    sink.write(at(2.2, Label.ABSTAIN, 0.99, reason=Reason.OUT_OF_DOMAIN, av_offset_ms=None))
+    assert (score("both"), score("picture"), score("voice")) == (None, None, None)
+    assert value(sink, "msct_av_offset_seconds", source="a.mp4", face="3") is None
+
+
+def test_latency_is_a_histogram_in_seconds(sink: MetricsSink) -> None:
+    for ms in (4.0, 40.0, 400.0):
+        sink.write(verdict(latency_ms=ms))
+    name = "msct_verdict_latency_seconds"
+    assert value(sink, f"{name}_count", source="a.mp4") == 3
+    assert value(sink, f"{name}_sum", source="a.mp4") == pytest.approx(0.444)
+    assert value(sink, f"{name}_bucket", source="a.mp4", le="0.05") == 2
+
+
+def test_counters_of_a_run_are_read_while_it_runs(sink: MetricsSink) -> None:
+    run = summary(damaged=2, media_s=10.0)
+    sink.begin(run)
+    run.stats.late = 7
+    run.stats.seconds["face"] = 3.0
+    assert value(sink, "msct_coverage_ratio", source="a.mp4") == 0.8
+    assert value(sink, "msct_drops_total", source="a.mp4", cause="late") == 7
+    assert value(sink, "msct_drops_total", source="a.mp4", cause="damaged") == 2
+    assert value(sink, "msct_real_time_factor", source="a.mp4") == pytest.approx(0.3)
+    assert value(sink, "msct_media_seconds_total", source="a.mp4") == 10
+    run.stats.late = 9
+    assert value(sink, "msct_drops_total", source="a.mp4", cause="late") == 9
+    assert value(
+        sink, "msct_model_info", source="a.mp4", model_id="m-1", provider="cpu"
+    )  # fmt: skip
+
+
+def test_losses_of_sinks_with_their_cause_also_of_two_with_one_name() -> None:
+    workers = [Worker("--report"), Worker("--report"), Worker("--save-video")]
+    workers[0].lost["picture", "queue full"] = 3
+    workers[1].lost["picture", "queue full"] = 4
+    workers[1].error = "broken"
+    sink = MetricsSink(lambda: workers)
+    lost = value(sink, "msct_sink_lost_total", sink="--report", what="picture", cause="queue full")
+    assert lost == 7
+    assert value(sink, "msct_sink_up", sink="--report") == 0
+    assert value(sink, "msct_sink_up", sink="--save-video") == 1
+
+
+def test_faces_of_a_busy_week_do_not_pile_up(sink: MetricsSink) -> None:
+    for face in range(500):
+        sink.write(at(2.0, Label.REAL, 0.1, face_id=face))
+    faces = {
+        sample.labels["face"]
+        for family in sink.registry.collect()
+        for sample in family.samples
+        if sample.name in ("msct_p_fake", "msct_av_offset_seconds")
+    }
+    assert faces == {str(face) for face in range(500 - MAX_FACES, 500)}
+
+
+def test_it_is_served_to_this_machine(sink: MetricsSink) -> None:
+    sink.write(at(2.0, Label.FAKE, 0.9))
+    page = sink.serve("127.0.0.1:0")
+    with urllib.request.urlopen(page, timeout=10) as answer:
+        text = answer.read().decode()
+    assert 'msct_verdicts_total{label="fake",reason="",source="a.mp4"} 1.0' in text
+    assert "python_info" not in text  # a registry of its own
+    with pytest.raises(UserError, match="cannot listen there"):
+        MetricsSink().serve(page.removeprefix("http://").removesuffix("/metrics"))
+
+
+@pytest.mark.parametrize("text", ["9108", "host", "127.0.0.1:", "127.0.0.1:x", "a:70000", ""])
+def test_what_is_no_address_is_a_usage_error(text: str) -> None:
+    with pytest.raises(UsageError, match="is not HOST:PORT"):
+        parse_address(text)
+
+
+def test_addresses_and_which_of_them_are_this_machine() -> None:
+    assert parse_address(":9108") == ("127.0.0.1", 9108)
+    assert parse_address("[::1]:1") == ("::1", 1)
+    assert all(map(is_loopback, ("127.0.0.1", "127.1.2.3", "::1", "localhost")))
+    assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.0.7", "example.org")))
