@@ -46,6 +46,8 @@ from runtime.faces import Face
 class Middle:
     def __init__(self, spec):
         self.side = spec.crop_px
+    def reset(self):
+        pass
     def update(self, frame, token):
         crop = cv2.resize(frame, (self.side, self.side))
         return [Face(0, crop, (0, 0, 9, 9), None, 9.0, 1.0)]
