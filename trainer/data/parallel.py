@@ -3,8 +3,8 @@
 
 ``concurrent.futures`` gives up on all its work when one process dies, and cannot say on what it was
 working.  Clips from anywhere do crash decoders, so each worker here has a pipe of its own: the one
-that breaks names the item, another worker takes its place, and the rest goes on.  A worker ends with
-its parent, however that ends: the same command, given again, finds nobody at work on its files.
+that breaks names the item, another worker takes its place, and the rest goes on.  A worker ends
+with its parent, however that ends: who gives the same command again finds nobody at work on it.
 """
 
 from __future__ import annotations
