@@ -26,7 +26,7 @@ from runtime.spec import FaceSpec, PairSpec, StreamSpec
 from trainer.batches import Batches, EpochSampler
 from trainer.checkpoint import load_checkpoint, save_checkpoint, weights_digest
 from trainer.config import ModelConfig
-from trainer.data.prepared import Batch, PreparedSet, Sampler
+from trainer.data.prepared import Batch, PreparedClip, PreparedSet, Sampler
 from trainer.distributed import Group, average_buffers, data_parallel
 from trainer.losses import Totals
 from trainer.model.msct import MSCT
@@ -96,7 +96,8 @@ class Trainer:
                 f"{data.folder} has no training clips under protocol {data.protocol!r}; "
                 "choose another --protocol (see trainer.data.splits)"
             )
-        self.train_clips, seen = train, []
+        self.train_clips = train
+        seen: list[PreparedClip] = []
         if config.holdout:
             self.train_clips, seen = data.holdout(config.holdout, config.seed)
         self.validation = Validation(config, data, self.stream, seen)
@@ -269,6 +270,9 @@ class Trainer:
         log: Log | None = None
         if writes:
             self._begin()
+            lacking = self.validation.lacking()
+            if lacking is not None:
+                print(lacking)
             log = Log(self.folder, self.progress.step, tensorboard=self.options.tensorboard)
         columns = (
             *Progress.get_default_columns()[:-1],
@@ -296,7 +300,9 @@ class Trainer:
                                 **{k: round(v, 7) for k, v in terms.items()},
                             }
                         )
-                    if self._due(self.config.validate_every or self.epoch_steps):
+                    if self.validation.clips and self._due(
+                        self.config.validate_every or self.epoch_steps
+                    ):
                         score = self._validate(stage)
                         if log is not None:
                             log.row({"step": self.progress.step, "validation": score})
@@ -340,8 +346,6 @@ class Trainer:
 
     def _validate(self, stage: str) -> dict[str, Any]:
         """Scores on validation; in the joint stage the best step's weights are kept."""
-        if not self.validation.clips:
-            return {"skipped": "no clip validates"}
         joint = stage == _JOINT
         result: dict[str, Any] = self.group.from_first(
             lambda: self.validation.scores(self.average, joint=joint)

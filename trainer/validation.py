@@ -38,6 +38,7 @@ class Validation:
         self.unseen, self.seen = data.select("val"), seen
         self.clips = self.unseen + seen
         self.test = data.select("test")
+        self.people = len({c.identity for c in data.select("train")})  # that train
         shortest = config.window_tokens
         for name, clips in (("validates", self.clips), ("tests", self.test)):
             if clips and all(c.length < shortest for c in clips):
@@ -45,6 +46,21 @@ class Validation:
                     f"no clip that {name} is as long as a window of {shortest} tokens; give longer "
                     "clips or a smaller --window-tokens"
                 )
+
+    def lacking(self) -> str | None:
+        """What nobody will say of this run, in one sentence; None where both parts have clips."""
+        if self.clips and self.test:
+            return None
+        if self.clips:
+            return "nobody tests: the only scores are those on validation"
+        kept = "the weights of the last step are kept as they are, uncalibrated"
+        if self.test:
+            return f"nobody validates: {kept}"
+        people = "one person trains" if self.people == 1 else f"{self.people} people train"
+        return (
+            f"{people} and nobody is left to validate or test on (it takes three people at least): "
+            f"{kept}, and there are no scores"
+        )
 
     def scores(self, model: MSCT, *, joint: bool) -> dict[str, Any]:
         """Of a model in training; ``joint``: past the first stage, which trains no decision."""
