@@ -319,7 +319,7 @@ class TestFiles:
         command += ["--methods", "shifted", "--balance", "1:1:0:0"]
         ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
         try:
             assert main(command) == 1
         finally:
