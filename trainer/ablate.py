@@ -21,10 +21,8 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import os
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +44,6 @@ from trainer.scoring import ClipScores, score_clips
 
 DONE = "run.json"  # written last
 JOB = "job.json"
-_WATCH = "end with parent"
 PREVIEW = (  # of the table in the terminal; the files hold all columns
     "model",
     "paper ACC",
@@ -136,7 +133,6 @@ def run(job: Job) -> float:
     """
     started = time.perf_counter()
     folder = job.folder
-    _end_with_parent()
     if check(job):
         return 0.0
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,19 +147,6 @@ def run(job: Job) -> float:
         {"parameters": model_parameters, "seconds": round(time.perf_counter() - started, 1)},
     )
     return time.perf_counter() - started
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent is killed must not go on: the next command runs the same job."""
-    parent = multiprocessing.parent_process()
-    if parent is None or any(t.name == _WATCH for t in threading.enumerate()):
-        return
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, name=_WATCH, daemon=True).start()
 
 
 def check(job: Job) -> bool:

@@ -18,6 +18,9 @@ of every start), ``log.jsonl``, ``state.safetensors`` (to resume), ``best.safete
 ``checkpoint.safetensors`` (weights, configuration and spec) and ``metrics.json``.  A run that was
 killed goes on with the same command and ``--resume``, and ends with the weights of a run that was
 not: bit for bit on a CPU of the same kind with as many threads and processes.
+
+Several processes share each batch; what that means for batch normalisation: see
+:mod:`trainer.distributed`.
 """
 
 from __future__ import annotations
@@ -187,7 +190,8 @@ def _main(args: argparse.Namespace, group: Group) -> int:
         model_config,
         data,
         args.output,
-        resume=args.resume,
+        # a stop while clips were forged or prepared left no run to resume, and lost nothing either
+        resume=None if args.resume and args.data is None else args.resume,
         init=args.init,
         group=group,
         options=Options(args.tensorboard, args.compile, args.workers),
@@ -210,9 +214,7 @@ def _show(result: dict[str, Any], folder: Path) -> None:
     print(f"checkpoint: {folder / 'checkpoint.safetensors'}")
     for split in ("validation", "test"):
         report = result[split]
-        if isinstance(report, str):
-            print(f"{split}: {report}")
-        else:
+        if not isinstance(report, str):  # else nobody is in it, which was said at the start
             shown = {k: v for k, v in report.items() if isinstance(v, (int, float))}
             print(f"{split}: " + "  ".join(f"{k} {v:.4g}" for k, v in shown.items()))
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import errno
 import json
 import sys
 from collections.abc import Sequence
@@ -220,6 +221,7 @@ def forge(
     names = sorted({c.identity for c in clips})
     splits = assign_splits(names, val=val, test=test, seed=seed)
     pieces: list[Piece] = []
+    dropped: dict[str, str] = {}
     for name in names:
         own = [c for c in clips if c.identity == name]
         if max_clips is not None and len(own) > max_clips:
@@ -227,7 +229,12 @@ def forge(
             own = [own[i] for i in sorted(keep)]
         stems: dict[str, int] = {}
         for clip in own:
-            for piece in cut(clip.path, name, splits[name], segment_s):
+            try:
+                parts = cut(clip.path, name, splits[name], segment_s)
+            except MediaError as err:
+                dropped[clip.path.stem] = str(err)
+                continue
+            for piece in parts:
                 again = stems[piece.name] = stems.get(piece.name, -1) + 1
                 if again:  # two files of one name, in two folders of one speaker
                     piece = Piece(**{**asdict(piece), "name": f"{piece.name}~{again}"})
@@ -245,22 +252,29 @@ def forge(
         jobs.setdefault(job.source, []).append(job)
 
     _claim(output, options)
+    _remove_leftovers(output)
     records: list[dict[str, Any]] = []
-    dropped: dict[str, str] = {}
-    for piece, result in over_processes(
-        _attempt,
-        ((piece, (own, output, sentences, voice)) for piece, own in jobs.items()),
-        workers=workers,
-        title="forging",
-    ):
-        if isinstance(result, MediaError):
-            dropped[piece.name] = str(result)
-        else:
-            records += result
+    try:
+        for piece, result in over_processes(
+            _attempt,
+            ((piece, (own, output, sentences, voice)) for piece, own in jobs.items()),
+            workers=workers,
+            title="forging",
+        ):
+            if isinstance(result, MediaError):
+                dropped[piece.name] = str(result)
+            else:
+                records += result
+    except OSError as err:
+        _remove_leftovers(output)  # of the other processes
+        full = err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "free some space" if full else "put that right"
+        raise UserError(
+            f"cannot write to {output} ({err.strerror}); what was forged is kept: {remedy} and run "
+            "the same command again"
+        ) from err
     if not records:
-        raise MediaError(
-            f"none of {len(pieces)} clips could be used: {next(iter(dropped.values()))}"
-        )
+        raise MediaError(f"no clip could be used: {next(iter(dropped.values()))}")
     records.sort(key=lambda r: r["file"])
     summary = {
         **options,
@@ -271,6 +285,12 @@ def forge(
     write_json(output / "forge.json", summary)
     _write_meta(output / "meta_data.csv", records)
     return summary
+
+
+def _remove_leftovers(output: Path) -> None:
+    """What a killed or failed run was writing."""
+    for part in output.rglob(".*.part"):
+        part.unlink(missing_ok=True)
 
 
 def _claim(output: Path, options: dict[str, Any]) -> None:
@@ -288,6 +308,8 @@ def _claim(output: Path, options: dict[str, Any]) -> None:
         return
     except ValueError as err:
         raise UsageError(f"{path} is damaged ({err}); choose another folder") from err
+    if not isinstance(before, dict):
+        raise UsageError(f"{path} is damaged; choose another folder")
     other = sorted(k for k in options if before.get(k) != options[k])
     if other:
         raise UsageError(
@@ -404,6 +426,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as err:
         print(f"trainer.forge: {err.filename}: {err.strerror}", file=sys.stderr)
         return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("trainer.forge: stopped; the same command goes on from here", file=sys.stderr)
+        return EXIT_ERROR
     counts: dict[tuple[str, str], int] = {}
     for record in summary["clips"]:
         key = (record["split"], SHORT[record["category"]])
@@ -429,7 +454,10 @@ def _balance(text: str) -> tuple[int, ...]:
 
 
 def _lines(path: Path) -> tuple[str, ...]:
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as err:
+        raise UsageError(f"{path} cannot be read ({err})") from err
     found = tuple(line for line in lines if line)
     if not found:
         raise UsageError(f"{path} has no sentences; write one a line")

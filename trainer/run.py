@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One training run in one folder, from the first step to the calibrated checkpoint.
 
-Validation chooses the step; calibration is fitted on validation; the test split is read once, at
-the end.  The first process writes, all processes hold the same model.
+Validation chooses the step and fits the calibration (:mod:`trainer.validation`).  The first process
+writes, all processes hold the same model.
 """
 
 from __future__ import annotations
@@ -17,16 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from runtime.errors import ModelError, UsageError
 from runtime.files import write_json
-from runtime.spec import Calibration, FaceSpec, PairSpec, StreamSpec
-from trainer import metrics
+from runtime.spec import FaceSpec, PairSpec, StreamSpec
 from trainer.batches import Batches, EpochSampler
-from trainer.calibrate import Platt, conformal_threshold, fit_platt
 from trainer.checkpoint import load_checkpoint, save_checkpoint, weights_digest
 from trainer.config import ModelConfig
 from trainer.data.prepared import Batch, PreparedClip, PreparedSet, Sampler
@@ -35,9 +32,9 @@ from trainer.losses import Totals
 from trainer.model.msct import MSCT
 from trainer.recipes import FitConfig
 from trainer.schedule import Progress, learning_rate
-from trainer.scoring import WindowScores, score_windows, summarise
 from trainer.state import STATE, Log, load_state, record_start, remove_leftovers, save_state
 from trainer.step import TrainingStep, Windows
+from trainer.validation import Validation
 
 MAX_SKIPPED = 50  # steps in a row that overflow in fp16, while the scale of the loss is found
 _ALIGN, _JOINT = "align", "joint"
@@ -100,18 +97,11 @@ class Trainer:
                 "choose another --protocol (see trainer.data.splits)"
             )
         self.train_clips = train
-        self.seen_val: list[PreparedClip] = []
+        seen: list[PreparedClip] = []
         if config.holdout:
-            self.train_clips, self.seen_val = data.holdout(config.holdout, config.seed)
-        self.val_clips = data.select("val") + self.seen_val
-        shortest = config.window_tokens
-        for name, clips in (("validates", self.val_clips), ("tests", data.select("test"))):
-            if clips and all(c.length < shortest for c in clips):
-                raise UsageError(
-                    f"no clip that {name} is as long as a window of {shortest} tokens; give longer "
-                    "clips or a smaller --window-tokens"
-                )
-        if config.schedule == "plateau" and not self.val_clips:
+            self.train_clips, seen = data.holdout(config.holdout, config.seed)
+        self.validation = Validation(config, data, self.stream, seen)
+        if config.schedule == "plateau" and not self.validation.clips:
             raise UsageError(
                 "the learning rate follows the validation loss and no clip validates; choose "
                 "another --protocol, or --schedule cosine"
@@ -280,6 +270,9 @@ class Trainer:
         log: Log | None = None
         if writes:
             self._begin()
+            lacking = self.validation.lacking()
+            if lacking is not None:
+                print(lacking)
             log = Log(self.folder, self.progress.step, tensorboard=self.options.tensorboard)
         columns = (
             *Progress.get_default_columns()[:-1],
@@ -307,7 +300,9 @@ class Trainer:
                                 **{k: round(v, 7) for k, v in terms.items()},
                             }
                         )
-                    if self._due(self.config.validate_every or self.epoch_steps):
+                    if self.validation.clips and self._due(
+                        self.config.validate_every or self.epoch_steps
+                    ):
                         score = self._validate(stage)
                         if log is not None:
                             log.row({"step": self.progress.step, "validation": score})
@@ -351,58 +346,17 @@ class Trainer:
 
     def _validate(self, stage: str) -> dict[str, Any]:
         """Scores on validation; in the joint stage the best step's weights are kept."""
-        if not self.val_clips:
-            return {"skipped": "no clip validates"}
-        result: dict[str, Any] = self.group.from_first(lambda: self._scores(stage))
-        if stage == _JOINT:
+        joint = stage == _JOINT
+        result: dict[str, Any] = self.group.from_first(
+            lambda: self.validation.scores(self.average, joint=joint)
+        )
+        if joint:
             better = self.progress.validated(self.config, result["score"], result["loss"])
             if better and self.group.first:
                 save_checkpoint(
                     self.folder / "best.safetensors", self.average, self.average.cfg, None
                 )
         return result
-
-    def _scores(self, stage: str) -> dict[str, Any]:
-        scores = score_windows(self.average, self.val_clips, self.stream, hop_tokens=12)
-        genuine = scores.where(scores.fake == 0)
-        result: dict[str, Any] = {
-            "lag_within_1": float((np.abs(genuine.lag_error_tokens) <= 1).mean()),
-            "lag_confidence": float(np.median(genuine.lag_confidence)),
-        }
-        if stage == _JOINT:
-            parts = {
-                "auc_seen": _auc_of(scores, [c.identity for c in self.seen_val]),
-                "auc_unseen": _auc_of(
-                    scores, [c.identity for c in self.val_clips if c.split == "val"]
-                ),
-            }
-            known = [v for v in parts.values() if v is not None]
-            sign = np.where(scores.fake == 1, -1.0, 1.0)
-            result |= {
-                **parts,
-                "video_auc": metrics.auc(scores.fake_video, scores.difference_v),
-                "audio_auc": metrics.auc(
-                    self._audio_labels(scores, self.val_clips), scores.difference_a
-                ),
-                "loss": float(np.logaddexp(0, sign * scores.difference_av).mean()),
-                "score": float(np.mean(known)) if known else 0.0,
-            }
-        return {k: None if v != v else v for k, v in result.items()}  # NaN: one class only
-
-    def _audio_labels(self, scores: WindowScores, clips: list[PreparedClip]) -> Any:
-        """What the audio head was trained to tell, a label a window."""
-        labels = np.array([int(getattr(c, self.config.audio_label)) for c in clips])
-        return labels[scores.clip]
-
-    def _summary(
-        self, scores: WindowScores, clips: list[PreparedClip], calibration: Calibration
-    ) -> dict[str, Any]:
-        p = Platt(calibration.temperature_av, calibration.bias_av)(scores.difference_av)
-        audio_auc = metrics.auc(self._audio_labels(scores, clips), scores.difference_a)
-        return {
-            **summarise(scores, p, calibration.threshold),
-            "audio_head_auc": None if np.isnan(audio_auc) else audio_auc,
-        }
 
     def _finish(self) -> dict[str, Any]:
         """Choose the weights, calibrate on validation, read the test split, write the rest."""
@@ -425,19 +379,8 @@ class Trainer:
                 s: len({c.identity for c in self.data.select(s)}) for s in ("train", "val", "test")
             },
         }
-        calibration = Calibration()
-        if self.val_clips:
-            scores = score_windows(model, self.val_clips, self.stream)
-            calibration, result["conformal_threshold"] = self._calibrate(scores)
-            result["validation"] = self._summary(scores, self.val_clips, calibration)
-        else:
-            result["validation"] = "none: no clip validates, nothing is calibrated"
-        test = self.data.select("test")
-        if test:
-            scores = score_windows(model, test, self.stream)
-            result["test"] = self._summary(scores, test, calibration)
-        else:
-            result["test"] = "none: no clip tests"
+        calibration, report = self.validation.finish(model)
+        result |= report
         spec = PairSpec(
             model=model.cfg.model_spec(),
             face=FaceSpec(crop_px=model.cfg.crop_px),
@@ -448,38 +391,6 @@ class Trainer:
         save_checkpoint(self.folder / "checkpoint.safetensors", model, model.cfg, spec)
         write_json(self.folder / "metrics.json", result)
         return result
-
-    def _calibrate(self, scores: WindowScores) -> tuple[Calibration, dict[str, Any] | None]:
-        """Probabilities from all of validation; what is promised of people the model has never
-        seen (threshold, domain) from those alone, where validation has any."""
-        av, v, a = (
-            fit_platt(difference, label, scores.identity)
-            for difference, label in (
-                (scores.difference_av, scores.fake),
-                (scores.difference_v, scores.fake_video),
-                (scores.difference_a, self._audio_labels(scores, self.val_clips)),
-            )
-        )
-        unseen = np.isin(scores.identity, [c.identity for c in self.data.select("val")])
-        chosen = scores.where(unseen) if unseen.any() else scores
-        rate = self.config.false_alarm_rate
-        probability = av(chosen.difference_av)
-        threshold = metrics.threshold_at_false_alarms(chosen.fake, probability, rate)
-        genuine = chosen.fake == 0
-        conformal = conformal_threshold(
-            probability[genuine], chosen.clip[genuine], chosen.identity[genuine], rate
-        )
-        return Calibration(
-            temperature_av=av.temperature,
-            temperature_v=v.temperature,
-            temperature_a=a.temperature,
-            bias_av=av.bias,
-            bias_v=v.bias,
-            bias_a=a.bias,
-            threshold=round(max(0.5, threshold), 4),
-            false_alarm_rate=rate,
-            min_clarity=round(float(np.quantile(chosen.clarity, self.config.out_of_domain)), 4),
-        ), conformal
 
     # --- state -----------------------------------------------------------------------------
 
@@ -584,13 +495,6 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-
-
-def _auc_of(scores: WindowScores, identities: list[str]) -> float | None:
-    mask = np.isin(scores.identity, sorted(set(identities)))
-    if len(set(scores.fake[mask].tolist())) < 2:
-        return None
-    return metrics.auc(scores.fake[mask], scores.difference_av[mask])
 
 
 def one_line(score: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from tests.trainer.test_fit import MODEL
 from tests.trainer.test_report import table
 from trainer import ablate, arms, metrics, published, tables
 from trainer.ablate import Job, Settings
+from trainer.baselines import BASELINES
 from trainer.baselines.base import parameter_count
 from trainer.config import PRESETS
 from trainer.data.prepared import Batch, PreparedSet
@@ -88,6 +89,17 @@ class TestArms:
 
     def test_table_1_has_the_papers_rows(self):
         assert set(published.TABLE_1) - {"busterx"} == set(arms.TABLE_1)
+
+    @pytest.mark.parametrize("name", ["vfd", "avoid-df"])
+    def test_a_recipe_that_is_our_choice_is_said_in_the_table(self, name: str, tmp_path: Path):
+        chosen = {name: arms.TABLE_1[name]}
+        entries = tables.rows(chosen, [], published.TABLE_1, reference=name)
+        tables.write(tmp_path / "t", entries, title="", about="", reference=name)
+        row = (tmp_path / "t.md").read_text().splitlines()[-1]
+        assert chosen[name].note in row
+        recipe = BASELINES[name].RECIPE
+        assert f"learning rate {recipe.lr:g}" in row
+        assert f"batch {recipe.batch} and {recipe.epochs} epochs our choice" in row
 
     def test_every_reading_changes_one_thing(self):
         base = Job(arms.READINGS[arms.REFERENCE], 0, 0, settings(Path(), Path(), fit={}))

@@ -13,8 +13,9 @@ import pytest
 pytest.importorskip("torch", reason="needs the train extra: pip install '.[train]'")
 
 import torch
+from safetensors import SafetensorError
 
-from runtime.errors import ModelError, UsageError
+from runtime.errors import ModelError, UsageError, UserError
 from tests.trainer.prepared import write_noise_set
 from trainer import metrics
 from trainer.baselines import BASELINES, Labels, build, features
@@ -261,6 +262,20 @@ class TestRun:
         other = BaselineConfig("vfd", miniature=True, steps=7, batch=4)
         with pytest.raises(UsageError, match="other options"):
             BaselineTrainer(other, PreparedSet(noise), tmp_path).run()
+
+
+def test_a_full_disk_is_one_line_and_the_file_before_it_stays(tmp_path: Path, monkeypatch):
+    path = tmp_path / "state.safetensors"
+    fitting._write(path, {"a": torch.zeros(1)}, {"step": "1"})
+
+    def full(*arguments):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(UserError, match=r"No space left on device.*same command again"):
+        fitting._write(path, {"a": torch.ones(1)}, {"step": "2"})
+    assert fitting._read(path)[0] == {"step": "1"}
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_the_rate_of_mrdf_halves_on_a_plateau(noise: Path, tmp_path: Path):

@@ -513,6 +513,48 @@ class TestState:
 
 
 class TestCommand:
+    @pytest.mark.parametrize(
+        ("splits", "words"),
+        [
+            ({"a": "train"}, "one person trains and nobody is left to validate or test on"),
+            ({"a": "train", "b": "train"}, "2 people train and nobody is left"),
+            ({"a": "train", "b": "test"}, "nobody validates: the weights of the last step"),
+            ({"a": "train", "b": "val"}, "nobody tests: the only scores"),
+        ],
+    )
+    def test_who_is_missing_is_said_once_in_plain_words(
+        self, tmp_path: Path, capsys, splits: dict[str, str], words: str
+    ):
+        folder = write_noise_set(tmp_path / "set", splits=splits, tokens=35)
+        options = "--align-steps 0 --joint-steps 2 --batch 4 --window-tokens 30 --threads 1"
+        arguments = ["--data", str(folder), "--output", str(tmp_path / "run"), *options.split()]
+        assert main(arguments) == 0
+        out = capsys.readouterr().out
+        assert out.count(words) == 1
+        for part in ("val", "test"):
+            name = {"val": "validation"}.get(part, part)
+            assert (f"{name}: " in out) == (part in splits.values())
+        assert "skipped" not in out
+        metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+        assert metrics["identities"] == {
+            s: list(splits.values()).count(s) for s in ("train", "val", "test")
+        }
+
+    def test_a_stop_before_the_run_began_is_resumed(self, tmp_path: Path, monkeypatch):
+        """Clips were being forged: what is there is gone on with, and there is no run yet."""
+        made = []
+
+        def forge_and_prepare(genuine: Path, folder: Path, **options: Any) -> None:
+            made.append(write_noise_set(folder / "prepared", splits=SPLITS, tokens=35))
+
+        monkeypatch.setattr("trainer.fit._forge_and_prepare", forge_and_prepare)
+        options = "--align-steps 0 --joint-steps 2 --batch 4 --window-tokens 30 --threads 1"
+        command = ["--genuine", str(tmp_path), "--output", str(tmp_path / "run"), *options.split()]
+        assert main([*command, "--resume"]) == 0
+        assert main(command) == 2  # a run that is there is never begun anew
+        assert main([*command, "--resume"]) == 0
+        assert len(made) == 3
+
     def test_an_unknown_preset_is_one_line_and_exit_2(self, capsys, noise: Path):
         assert main(["--preset", "huge", "--data", str(noise)]) == 2
         err = capsys.readouterr().err

@@ -232,6 +232,19 @@ class TestFiles:
         with pytest.raises(UsageError, match="first line must be 'file,identity'"):
             find_genuine(tmp_path, tmp_path / "who.csv")
 
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            (b"file,identity\na.mp4\n", "line 2: needs a file, an identity"),
+            (b"file,identity\na.mp4,\xff\xfe\n", "cannot be read"),
+        ],
+    )
+    def test_a_csv_that_is_damaged_is_refused(self, tmp_path: Path, text: bytes, reason: str):
+        (tmp_path / "a.mp4").touch()
+        (tmp_path / "who.csv").write_bytes(text)
+        with pytest.raises(UsageError, match=reason):
+            find_genuine(tmp_path, tmp_path / "who.csv")
+
     def test_an_empty_folder_is_one_clear_line_and_exit_1(self, tmp_path: Path, capsys):
         assert main(["--genuine", str(tmp_path), "--output", str(tmp_path / "out")]) == 1
         assert capsys.readouterr().err.count("\n") == 1
@@ -283,6 +296,46 @@ class TestFiles:
         summary = forge(folder, tmp_path / "out", methods=("shifted",), balance=(1, 1, 0, 0))
         assert summary["dropped"] == {"b": "b.mp4: shorter than 1.8 s"}
         assert {r["clip"] for r in summary["clips"]} == {"a"}
+
+    def test_a_clip_that_is_no_media_is_dropped_before_it_is_cut(self, tmp_path: Path):
+        folder = tmp_path / "genuine"
+        write_clip(folder / "a.mp4", picture_clip(60).frames, picture_clip(60).audio, SPEC)
+        (folder / "b.mp4").write_bytes(b"no media" * 99)
+        options = {"methods": ("shifted",), "balance": (1, 1, 0, 0), "segment_s": 2.0}
+        summary = forge(folder, tmp_path / "out", **options)
+        assert list(summary["dropped"]) == ["b"]
+        assert "b.mp4" in summary["dropped"]["b"]
+        assert len(summary["clips"]) == 2
+
+    def test_a_full_disk_is_one_line_and_what_is_done_is_kept(self, tmp_path: Path, capsys):
+        """A limit on the size of a file stands in for the disk; the noisy clip goes beyond it."""
+        resource = pytest.importorskip("resource", reason="needs limits on files, as Unix has")
+        folder, out = tmp_path / "genuine", tmp_path / "out"
+        write_clip(folder / "a.mp4", picture_clip(60).frames, picture_clip(60).audio, SPEC)
+        rng = np.random.default_rng(0)
+        noise = [rng.integers(0, 255, (120, 160, 3), dtype=np.uint8) for _ in range(60)]
+        write_clip(folder / "b.mp4", noise, picture_clip(60).audio, SPEC)
+        command = ["--genuine", str(folder), "--output", str(out), "--workers", "1"]
+        command += ["--methods", "shifted", "--balance", "1:1:0:0"]
+        ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        try:
+            assert main(command) == 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, ignored)
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert "free some space and run the same command again" in err
+        assert not list(out.rglob("*.part"))
+        done = {p: p.stat().st_mtime_ns for p in out.rglob("*.mp4")}
+        assert len(done) == 2
+        (out / ".x.mp4.1.part").touch()  # of a process that was killed
+        assert main(command) == 0
+        assert len(list(out.rglob("*.mp4"))) == 4
+        assert all(p.stat().st_mtime_ns == time_ns for p, time_ns in done.items())
+        assert not list(out.rglob("*.part"))
 
     @pytest.mark.slow
     def test_a_killed_run_goes_on_to_the_same_set(self, tmp_path: Path):

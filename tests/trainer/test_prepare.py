@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ from runtime.faces import Face
 class Middle:
     def __init__(self, spec):
         self.side = spec.crop_px
+    def reset(self):
+        pass
     def update(self, frame, token):
         crop = cv2.resize(frame, (self.side, self.side))
         return [Face(0, crop, (0, 0, 9, 9), None, 9.0, 1.0)]
@@ -423,6 +426,42 @@ def work(what: str) -> str:
     return what.upper()
 
 
+# Workers that say who they are, then sleep.
+ENDLESS = """
+import os, pathlib, sys, time
+sys.path.insert(0, {repository!r})
+from trainer.data.parallel import over_processes
+
+def sleep(folder):
+    (folder / f"{{os.getpid()}}.pid").touch()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    folder = pathlib.Path(sys.argv[1])
+    list(over_processes(sleep, [(i, (folder,)) for i in range(2)], workers=2, title=""))
+"""
+
+
+def wait_for(find: Callable[[], list[Any]], *, count: int) -> list[Any]:
+    deadline = time.monotonic() + 120
+    while len(found := find()) < count:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.02)
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")  # one that ended and that nobody has waited for is a zombie
+    try:
+        return stat.read_text().rsplit(")", 1)[1].split()[0] != "Z" if stat.exists() else True
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 class TestProcesses:
     def test_only_the_item_that_kills_its_workers_is_lost(self):
         items = [(name, (name,)) for name in ("a", "die", "b", "c")]
@@ -443,6 +482,21 @@ class TestProcesses:
         items = [(name, (name,)) for name in ("a", "raise")]
         with pytest.raises(MediaError, match="as told"):
             list(over_processes(work, items, workers=workers, title=""))
+
+    def test_workers_end_with_a_parent_that_is_killed(self, tmp_path: Path):
+        """In the middle of their work, which would take ten minutes."""
+        script = tmp_path / "parent.py"
+        script.write_text(ENDLESS.format(repository=str(REPOSITORY)))
+        parent = subprocess.Popen([sys.executable, script, tmp_path])
+        try:
+            started = wait_for(lambda: [*tmp_path.glob("*.pid")], count=2)
+            workers = [int(path.stem) for path in started]
+            assert parent.poll() is None
+            assert all(is_alive(pid) for pid in workers)
+        finally:
+            parent.kill()
+            parent.wait()
+        assert wait_for(lambda: [pid for pid in workers if not is_alive(pid)], count=2) == workers
 
     def test_workers_that_cannot_start_blame_no_clip(self, tmp_path: Path):
         script = tmp_path / "unguarded.py"

@@ -95,6 +95,11 @@ class TestSet:
         with pytest.raises(UsageError, match=r"version 1, this program reads 3; prepare it again"):
             PreparedSet(tmp_path)
 
+    def test_an_index_that_lost_a_part_is_refused(self, tmp_path: Path):
+        (tmp_path / "index.json").write_text('{"version": 2, "crop_px": 64}')
+        with pytest.raises(UsageError, match=r"damaged \(no clips, layout\)"):
+            PreparedSet(tmp_path)
+
     def test_a_folder_that_is_no_set_is_refused(self, tmp_path: Path):
         with pytest.raises(UsageError, match=r"no readable index\.json"):
             PreparedSet(tmp_path)

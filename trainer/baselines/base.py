@@ -19,7 +19,7 @@ Float32 = npt.NDArray[np.float32]
 
 
 class Recipe(NamedTuple):
-    """How it was trained, as published: Adam throughout."""
+    """How it is trained: as published, or as FIDELITY says; Adam throughout."""
 
     lr: float
     batch: int

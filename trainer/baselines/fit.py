@@ -22,7 +22,7 @@ import torch
 from sklearn.metrics import log_loss
 from torch import Tensor
 
-from runtime.errors import MediaError, ModelError, UsageError
+from runtime.errors import MediaError, ModelError, UsageError, UserError
 from trainer import metrics
 from trainer.baselines import Baseline, Labels, build
 from trainer.calibrate import Platt, fit_platt
@@ -274,14 +274,23 @@ def load(path: Path) -> tuple[Baseline, BaselineConfig, Platt]:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Raises UserError where it cannot be written; an earlier file stays as it is."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    values = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, metadata)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        try:
+            save_file(values, part, metadata)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as err:
+        reason = (getattr(err, "strerror", None) or str(err)).splitlines()[0]
+        raise UserError(
+            f"cannot write {path} ({reason}); make room, then give the same command again"
+        ) from err
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -7,6 +7,7 @@ training clip is what the device would have seen.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def read_faces(path: Path, audio_spec: AudioSpec, face_spec: FaceSpec) -> FaceCl
 
     Raises :class:`runtime.errors.MediaError` as :func:`read_clip` does.
     """
-    tracker = FaceTracker(face_spec)
+    tracker = _tracker(face_spec)
     found: list[dict[int, UInt8]] = []
 
     def look(frame: UInt8) -> None:
@@ -191,13 +192,26 @@ def _packet_bytes(path: Path) -> tuple[int, int]:
 def find_faces(clip: Clip, spec: FaceSpec) -> list[Face | None]:
     """The face that is there longest, one entry a token; remembered in ``clip.faces``."""
     if clip.faces is None:
-        tracker = FaceTracker(spec)
+        tracker = _tracker(spec)
         found: list[dict[int, Face]] = []
         for token, frame in enumerate(clip.frames):
             found.append({face.track_id: face for face in tracker.update(frame, token)})
         main = _longest(found)
         clip.faces = [faces.get(main) for faces in found]
     return clip.faces
+
+
+def _tracker(spec: FaceSpec) -> FaceTracker:
+    """A tracker that knows no face.  One a process serves clip after clip: to load dlib's models
+    takes as long as to follow a face for two seconds."""
+    tracker = _loaded_tracker(spec)
+    tracker.reset()
+    return tracker
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded_tracker(spec: FaceSpec) -> FaceTracker:
+    return FaceTracker(spec)
 
 
 def _longest(found: Sequence[Mapping[int, Any]]) -> int:

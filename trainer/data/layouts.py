@@ -181,6 +181,12 @@ def _rules(path: Path) -> list[tuple[str, str]]:
             reader = csv.DictReader(file)
             if reader.fieldnames is None or not {"file", "identity"} <= set(reader.fieldnames):
                 raise UsageError(f"{path}: the first line must be 'file,identity'")
-            return [(row["file"].strip(), row["identity"].strip()) for row in reader]
-    except OSError as err:
-        raise UsageError(f"{path} cannot be read ({err.strerror})") from err
+            rules = []
+            for row in reader:
+                rule = ((row["file"] or "").strip(), (row["identity"] or "").strip())
+                if not all(rule):
+                    raise UsageError(f"{path}, line {reader.line_num}: needs a file, an identity")
+                rules.append(rule)
+            return rules
+    except (OSError, UnicodeDecodeError, csv.Error) as err:
+        raise UsageError(f"{path} cannot be read ({err})") from err

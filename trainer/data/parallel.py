@@ -3,14 +3,17 @@
 
 ``concurrent.futures`` gives up on all its work when one process dies, and cannot say on what it was
 working.  Clips from anywhere do crash decoders, so each worker here has a pipe of its own: the one
-that breaks names the item, another worker takes its place, and the rest goes on.
+that breaks names the item, another worker takes its place, and the rest goes on.  A worker ends
+with its parent, however that ends: who gives the same command again finds nobody at work on it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
@@ -164,6 +167,7 @@ class _Raised:
 
 def _serve(function: Callable[..., Any], pipe: Connection) -> None:
     """A worker's life: it ends when the other end is gone."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers itself
     with contextlib.suppress(ConnectionError):
         pipe.send("ready")
@@ -180,3 +184,11 @@ def _serve(function: Callable[..., Any], pipe: Connection) -> None:
             pipe.send(answer)
         except ConnectionError:
             return
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot end its workers, and one at work does not look at its pipe."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

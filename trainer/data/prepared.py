@@ -365,4 +365,9 @@ def _read_index(folder: Path) -> dict[str, Any]:
             f"{folder} is a prepared set of version {version}, this program reads {VERSION}; "
             "prepare it again with trainer.prepare"
         )
+    lacking = sorted({"clips", "crop_px", "layout"} - index.keys())
+    if lacking:
+        raise UsageError(
+            f"{folder / INDEX} is damaged (no {', '.join(lacking)}); run trainer.prepare again"
+        )
     return index

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the clips that nobody trains on say of a run: its scores, its calibration, its figures.
+
+Validation chooses the step and fits the calibration; the test split is read once, at the end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import UsageError
+from runtime.spec import Calibration, StreamSpec
+from trainer import metrics
+from trainer.calibrate import Platt, conformal_threshold, fit_platt
+from trainer.data.prepared import PreparedClip, PreparedSet
+from trainer.model.msct import MSCT
+from trainer.recipes import FitConfig
+from trainer.scoring import WindowScores, score_windows, summarise
+
+HOP_TOKENS = 12  # between the windows that are scored while the run goes on
+NO_VALIDATION = "none: no clip validates, nothing is calibrated"
+NO_TEST = "none: no clip tests"
+
+
+class Validation:
+    """The clips that validate and test a run.
+
+    ``seen`` validate as well: clips of people that train, held out of training.  Raises
+    :class:`UsageError` where clips are there and all of them are shorter than a window.
+    """
+
+    def __init__(
+        self, config: FitConfig, data: PreparedSet, stream: StreamSpec, seen: list[PreparedClip]
+    ) -> None:
+        self.config, self.stream = config, stream
+        self.unseen, self.seen = data.select("val"), seen
+        self.clips = self.unseen + seen
+        self.test = data.select("test")
+        self.people = len({c.identity for c in data.select("train")})  # that train
+        shortest = config.window_tokens
+        for name, clips in (("validates", self.clips), ("tests", self.test)):
+            if clips and all(c.length < shortest for c in clips):
+                raise UsageError(
+                    f"no clip that {name} is as long as a window of {shortest} tokens; give longer "
+                    "clips or a smaller --window-tokens"
+                )
+
+    def lacking(self) -> str | None:
+        """What nobody will say of this run, in one sentence; None where both parts have clips."""
+        if self.clips and self.test:
+            return None
+        if self.clips:
+            return "nobody tests: the only scores are those on validation"
+        kept = "the weights of the last step are kept as they are, uncalibrated"
+        if self.test:
+            return f"nobody validates: {kept}"
+        people = "one person trains" if self.people == 1 else f"{self.people} people train"
+        return (
+            f"{people} and nobody is left to validate or test on (it takes three people at least): "
+            f"{kept}, and there are no scores"
+        )
+
+    def scores(self, model: MSCT, *, joint: bool) -> dict[str, Any]:
+        """Of a model in training; ``joint``: past the first stage, which trains no decision."""
+        scores = score_windows(model, self.clips, self.stream, hop_tokens=HOP_TOKENS)
+        genuine = scores.where(scores.fake == 0)
+        result: dict[str, Any] = {
+            "lag_within_1": float((np.abs(genuine.lag_error_tokens) <= 1).mean()),
+            "lag_confidence": float(np.median(genuine.lag_confidence)),
+        }
+        if joint:
+            parts = {
+                "auc_seen": _auc_of(scores, self.seen),
+                "auc_unseen": _auc_of(scores, self.unseen),
+            }
+            known = [v for v in parts.values() if v is not None]
+            sign = np.where(scores.fake == 1, -1.0, 1.0)
+            result |= {
+                **parts,
+                "video_auc": metrics.auc(scores.fake_video, scores.difference_v),
+                "audio_auc": metrics.auc(
+                    self._audio_labels(scores, self.clips), scores.difference_a
+                ),
+                "loss": float(np.logaddexp(0, sign * scores.difference_av).mean()),
+                "score": float(np.mean(known)) if known else 0.0,
+            }
+        return {k: None if v != v else v for k, v in result.items()}  # NaN: one class only
+
+    def finish(self, model: MSCT) -> tuple[Calibration, dict[str, Any]]:
+        """The calibration that ships, and what metrics.json says of validation and test."""
+        calibration = Calibration()
+        result: dict[str, Any] = {}
+        if self.clips:
+            scores = score_windows(model, self.clips, self.stream)
+            calibration, result["conformal_threshold"] = self._calibrate(scores)
+            result["validation"] = self._summary(scores, self.clips, calibration)
+        else:
+            result["validation"] = NO_VALIDATION
+        if self.test:
+            scores = score_windows(model, self.test, self.stream)
+            result["test"] = self._summary(scores, self.test, calibration)
+        else:
+            result["test"] = NO_TEST
+        return calibration, result
+
+    def _calibrate(self, scores: WindowScores) -> tuple[Calibration, dict[str, Any] | None]:
+        """Probabilities from all of validation; what is promised of people the model has never
+        seen (threshold, domain) from those alone, where validation has any."""
+        av, v, a = (
+            fit_platt(difference, label, scores.identity)
+            for difference, label in (
+                (scores.difference_av, scores.fake),
+                (scores.difference_v, scores.fake_video),
+                (scores.difference_a, self._audio_labels(scores, self.clips)),
+            )
+        )
+        unseen = np.isin(scores.identity, [c.identity for c in self.unseen])
+        chosen = scores.where(unseen) if unseen.any() else scores
+        rate = self.config.false_alarm_rate
+        probability = av(chosen.difference_av)
+        threshold = metrics.threshold_at_false_alarms(chosen.fake, probability, rate)
+        genuine = chosen.fake == 0
+        conformal = conformal_threshold(
+            probability[genuine], chosen.clip[genuine], chosen.identity[genuine], rate
+        )
+        return Calibration(
+            temperature_av=av.temperature,
+            temperature_v=v.temperature,
+            temperature_a=a.temperature,
+            bias_av=av.bias,
+            bias_v=v.bias,
+            bias_a=a.bias,
+            threshold=round(max(0.5, threshold), 4),
+            false_alarm_rate=rate,
+            min_clarity=round(float(np.quantile(chosen.clarity, self.config.out_of_domain)), 4),
+        ), conformal
+
+    def _summary(
+        self, scores: WindowScores, clips: list[PreparedClip], calibration: Calibration
+    ) -> dict[str, Any]:
+        p = Platt(calibration.temperature_av, calibration.bias_av)(scores.difference_av)
+        audio_auc = metrics.auc(self._audio_labels(scores, clips), scores.difference_a)
+        return {
+            **summarise(scores, p, calibration.threshold),
+            "audio_head_auc": None if np.isnan(audio_auc) else audio_auc,
+        }
+
+    def _audio_labels(self, scores: WindowScores, clips: list[PreparedClip]) -> Any:
+        """What the audio head was trained to tell, a label a window."""
+        labels = np.array([int(getattr(c, self.config.audio_label)) for c in clips])
+        return labels[scores.clip]
+
+
+def _auc_of(scores: WindowScores, clips: list[PreparedClip]) -> float | None:
+    """Over the windows of these clips' people; None where they are all genuine or all forged."""
+    mask = np.isin(scores.identity, sorted({c.identity for c in clips}))
+    if len(set(scores.fake[mask].tolist())) < 2:
+        return None
+    return metrics.auc(scores.fake[mask], scores.difference_av[mask])
