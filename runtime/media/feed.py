@@ -64,7 +64,8 @@ class Feed:
         self._pictures = 0  # in the queue
         self._samples = 0  # of sound in the queue
         self._dropped: Counter[str] = Counter()
-        self._newest = {VideoChunk: -math.inf, AudioChunk: -math.inf}  # t_s read so far
+        self._newest: dict[type[Chunk], tuple[float, float]] = {}  # t_s, and when it arrived
+        self._first = (0.0, math.inf)  # the same of the first chunk of all
         self._epoch_s: float | None = None  # the monotonic time of stream second 0
         self._finished = False  # the source gives no more
         self._closing = False
@@ -116,12 +117,11 @@ class Feed:
         patience.  Windows that would wait for it can be judged without it.
         """
         with self._changed:
-            if not self.live or self._epoch_s is None:
+            if not self.live or (self._pictures if kind is VideoChunk else self._samples):
                 return None
-            if self._pictures if kind is VideoChunk else self._samples:
-                return None
-            until = time.monotonic() - self._epoch_s - self._patience_s
-            return until if until > max(self._newest[kind], 0.0) else None
+            t_s, arrived_s = self._newest.get(kind) or self._first
+            silence_s = time.monotonic() - arrived_s
+            return t_s + silence_s - self._patience_s if silence_s > self._patience_s else None
 
     def close(self) -> None:
         """Stop reading.  Waits at most a second: a source that hangs in a read ends by itself."""
@@ -164,7 +164,8 @@ class Feed:
             return False
         self._queue.append(chunk)
         self._account(chunk, 1)
-        self._newest[type(chunk)] = max(self._newest[type(chunk)], chunk.t_s)
+        self._newest[type(chunk)] = arrived = (chunk.t_s, time.monotonic())
+        self._first = min(self._first, arrived, key=lambda first: first[1])
         if chunk.captured_s is not None:
             self._epoch_s = chunk.captured_s - chunk.t_s
         while self._pictures > self._max_pictures and not self._lossless:
