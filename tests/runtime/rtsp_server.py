@@ -1,4 +1,3 @@
-#!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
 """An RTSP server for the tests: GStreamer's, with Debian's Python (gir1.2-gst-rtsp-server-1.0).
 
