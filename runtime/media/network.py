@@ -2,8 +2,8 @@
 """Pictures and sound of a network stream through PyAV (FFmpeg): RTSP, and what HTTP carries.
 
 Time.  Timestamps of the sender, placed on one clock by :class:`runtime.media.clock.LiveClock`.
-Frames are decoded without frame threads and without reordering delay of our own, and buffering by
-FFmpeg is off: what arrives is given out at once.
+Frames are decoded without frame threads, which would each add a picture's delay.  What FFmpeg reads
+of RTSP to find out what it is (up to a second) is not kept: it would only be late.
 
 Faults.  A connection that ends, breaks off or gives no picture for ``stall_s`` is made again (see
 :mod:`runtime.media.live`); packets that do not decode are counted and passed over; resolution,
@@ -89,10 +89,9 @@ class NetworkSource(Reconnecting[Any]):
             "protocol_whitelist": access.protocols,
             "format_whitelist": access.formats,
             **ANALYSE,
-            **LOW_LATENCY,
         }
         if scheme_of(url) in ("rtsp", "rtsps"):
-            self._options["rtsp_transport"] = transport
+            self._options |= {"rtsp_transport": transport, **LOW_LATENCY}
         self._clock = LiveClock()
         self._sound_clock = SoundClock(sample_rate_hz)
         self._resampler: Resampler | None = None
