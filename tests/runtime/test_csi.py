@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Jetson's CSI camera: GStreamer's test picture in place of NVIDIA's element, the rest is real."""
+"""A Jetson's CSI camera: GStreamer's test picture replaces NVIDIA's element, all else is real."""
 
 from __future__ import annotations
 
