@@ -329,9 +329,8 @@ def test_a_play_list_may_not_name_local_files(prefix: str, hls: Path, tmp_path: 
 def rtsp_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if reason := why_no_rtsp_server():
         pytest.skip(reason)
-    return write_clip(
-        tmp_path_factory.mktemp("rtsp") / "clip.mp4", seconds=20, codec="libx264"
-    )  # fmt: skip
+    path = tmp_path_factory.mktemp("rtsp") / "clip.mp4"
+    return write_clip(path, seconds=20, codec="libx264", gop=25)
 
 
 def test_an_rtsp_server_that_is_killed_and_restarted(rtsp_clip: Path, record_property: Any) -> None:
@@ -371,3 +370,32 @@ def wait_for_pictures(feed: Feed, n: int) -> list[tuple[float, float]]:
         if isinstance(chunk, VideoChunk):
             found.append((time.monotonic(), chunk.t_s))
     return found
+
+
+def test_a_machine_that_is_too_slow_leaves_pictures_out_and_does_not_fall_behind(
+    rtsp_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoding that takes twice the time there is: key pictures alone keep it up."""
+    decode = NetworkSource._decode
+
+    def slow(self: NetworkSource, packet: Any) -> list[Any]:
+        frames = decode(self, packet)
+        time.sleep(0.08 * sum(isinstance(f, av.VideoFrame) for f in frames))
+        return frames
+
+    monkeypatch.setattr(NetworkSource, "_decode", slow)
+    server = RtspServer(rtsp_clip)
+    server.start()
+    try:
+        with NetworkSource(server.url) as source:
+            found = read_timed(source, until_s=8)
+    finally:
+        server.kill()
+    lags = [
+        at - c.captured_s
+        for at, c in found
+        if isinstance(c, VideoChunk) and c.captured_s is not None
+    ]
+    assert source.drops["behind"] > 0
+    assert max(lags) < 4
+    assert rising(times([c for _, c in found], VideoChunk))
