@@ -167,6 +167,27 @@ class Session:
             verdicts += self._ready_verdicts()
         return verdicts
 
+    def advance(
+        self, *, video_s: float | None = None, audio_s: float | None = None
+    ) -> list[Verdict]:
+        """Nothing of that modality from before the given stream time will come any more.
+
+        For a live source that is silent, lost or broken: its windows abstain when their time has
+        come instead of all at once when it is back.
+        """
+        self._arrive()
+        verdicts: list[Verdict] = []
+        if video_s is not None:
+            for item in self._grid.advance(video_s):
+                self._take_picture(item.token, item.frame, item.fresh)
+                verdicts += self._ready_verdicts()
+        if audio_s is not None:
+            for piece in self._sound.skip_to(audio_s):
+                with self._timed("audio"):
+                    self._sound.take(piece)
+                verdicts += self._ready_verdicts()
+        return verdicts
+
     def finish(self) -> list[Verdict]:
         """The stream has ended: judge the windows that were still waiting."""
         self._arrive()
@@ -465,7 +486,11 @@ class _FaceRing:
 
 
 class _SoundTrack:
-    """Sound on the stream's clock: gaps become zeros, overlaps are cut, both are remembered."""
+    """Sound on the stream's clock: gaps become zeros, overlaps are cut, both are remembered.
+
+    A hole is a gap that somebody announced (:meth:`skip_to`): there is no sound in it, whereas
+    after a jump of the timestamps nobody knows where the sound belongs.
+    """
 
     def __init__(self, tokenizer: AudioTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -476,6 +501,7 @@ class _SoundTrack:
         self._kept = np.zeros((0, self._spec.token_dim), np.float32)  # [n, 104]
         self._levels = np.zeros(0, np.float32)  # [n]
         self._clock_errors: list[tuple[int, float]] = []  # (token, seconds)
+        self._holes: list[tuple[int, int]] = []  # [first sample, end)
         self.corrections = 0
 
     @property
@@ -487,8 +513,11 @@ class _SoundTrack:
         """The samples [n] with what is needed before them, in pieces of at most a second."""
         rate = self._spec.sample_rate_hz
         error = round(t_s * rate) - self._samples  # > 0: a gap, < 0: an overlap
+        if error > 0 and self._holes and self._holes[-1][1] == self._samples:
+            yield from self.skip_to(t_s)
+            error = 0
         if self._first is None:
-            self._first = -(-max(0, error) // self._spec.token_samples)
+            self._first = -(-(self._samples + max(0, error)) // self._spec.token_samples)
         elif abs(error) <= CLOCK_TOLERANCE_S * rate:
             error = 0
         else:
@@ -501,6 +530,19 @@ class _SoundTrack:
             yield np.zeros(min(rate, error - at), np.float32)
         if len(samples):
             yield samples
+
+    def skip_to(self, t_s: float) -> Iterator[Samples]:
+        """Zeros for a hole from here to ``t_s``, in pieces of at most a second."""
+        rate = self._spec.sample_rate_hz
+        end = round(t_s * rate)
+        if end <= self._samples:
+            return
+        if self._holes and self._holes[-1][1] == self._samples:
+            self._holes[-1] = (self._holes[-1][0], end)
+        else:
+            self._holes.append((self._samples, end))
+        while self._samples < end:  # whoever takes a piece moves on
+            yield np.zeros(min(rate, end - self._samples), np.float32)
 
     def take(self, samples: Samples) -> None:
         self._samples += len(samples)
@@ -524,7 +566,11 @@ class _SoundTrack:
         if first >= self.tokens:
             return np.full(len(wanted), MISSING, np.int64)
         near = np.clip(wanted, first, self.tokens - 1)
-        return np.where(np.abs(near - wanted) <= max_gap, near, MISSING)
+        found = np.where(np.abs(near - wanted) <= max_gap, near, MISSING)
+        for start_sample, end_sample in self._holes:
+            begins, ends = (at / self._spec.token_samples for at in (start_sample, end_sample))
+            found[(found + 1 > begins) & (found < ends)] = MISSING
+        return found
 
     def window(self, sources: Tokens) -> Float32:
         window: Float32 = self._kept[sources - self._base]  # [T, 104]
@@ -543,6 +589,7 @@ class _SoundTrack:
             self._kept, self._levels = self._kept[drop:], self._levels[drop:]
             self._base += drop
         self._clock_errors = [e for e in self._clock_errors if e[0] >= token]
+        self._holes = [h for h in self._holes if h[1] >= token * self._spec.token_samples]
 
 
 @dataclass
