@@ -15,7 +15,8 @@ from runtime.audio import AudioTokens, tokenize
 from runtime.decision import fake_minus_real, sigmoid
 from runtime.media import VideoChunk
 from runtime.media.file import FileSource
-from runtime.session import MISSING, Session, nearest_before, score_window
+from runtime.rings import MISSING, nearest_before
+from runtime.session import Session, score_window
 from runtime.spec import PairSpec
 from runtime.verdict import Label, Reason, Verdict
 from tests.runtime.doubles import (
