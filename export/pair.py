@@ -24,9 +24,9 @@ from export.parity import (
 from runtime.backends.base import FRAME_ENCODER_FILE, FUSION_FILE
 from runtime.backends.onnx import OnnxBackend, read_pair
 from runtime.errors import DependencyError, UsageError
+from runtime.media.open import MEDIA_SUFFIXES
 from runtime.models import PRESETS, model_dir, model_folder, shipped_presets
 from runtime.spec import PairSpec
-from runtime.stream import MEDIA_SUFFIXES
 
 PAIR = (FRAME_ENCODER_FILE, FUSION_FILE)
 _MORE_CLIPS = (

@@ -1,24 +1,83 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a source through a session to sinks.
 
-A file is read as fast as it can be decoded and nothing is dropped: one thread, one loop.
+A file is read as fast as it can be decoded and nothing is dropped: one thread, one loop.  A live
+source is read by a thread of its own (:class:`runtime.media.feed.Feed`): what cannot be judged in
+time is dropped and counted, what does not come is not waited for, and how far the verdicts are
+behind the world is measured (:class:`LagMeter`).
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from runtime.backends.base import Backend
 from runtime.errors import UsageError
 from runtime.faces import Face
-from runtime.media import AudioChunk, Frame, MediaInfo, Source, VideoChunk
+from runtime.interrupt import Interrupt
+from runtime.media import (
+    AudioChunk,
+    Chunk,
+    ClockReport,
+    Frame,
+    LiveSource,
+    MediaInfo,
+    Source,
+    VideoChunk,
+)
+from runtime.media.feed import Feed
 from runtime.session import Session, Stats
 from runtime.sinks import MediaSink, Picture, Sink
 from runtime.spec import StreamSpec
 from runtime.verdict import Label, Verdict
+
+POLL_S = 0.1  # how soon a live run notices that it was asked to end, or that nothing comes
+MIN_SLOPE_S = 30.0  # a slope over less says nothing
+KEPT_LAGS = 10_000  # for the percentiles: about half an hour's
+INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True)
+class LagReport:
+    """How far verdicts were behind the world: from the capture of their last evidence."""
+
+    median_ms: float  # of the last half an hour
+    p99_ms: float
+    slope_ms_per_min: float | None  # over the whole run; None when it was too short
+
+
+class LagMeter:
+    """Lag over a run of any length in constant memory."""
+
+    def __init__(self) -> None:
+        self._lags_ms: deque[float] = deque(maxlen=KEPT_LAGS)
+        self._start_s: float | None = None
+        self._sums = np.zeros(5)  # n, x, y, xx, xy with x in minutes and y in ms
+        self._last_s = 0.0
+
+    def add(self, now_s: float, captured_s: float) -> None:
+        """Both in monotonic seconds."""
+        if self._start_s is None:
+            self._start_s = now_s
+        self._last_s = now_s
+        lag_ms, minutes = (now_s - captured_s) * 1e3, (now_s - self._start_s) / 60
+        self._lags_ms.append(lag_ms)
+        self._sums += (1, minutes, lag_ms, minutes * minutes, minutes * lag_ms)
+
+    def report(self) -> LagReport | None:
+        if self._start_s is None:
+            return None
+        n, x, y, xx, xy = self._sums.tolist()
+        spread = xx - x * x / n
+        long_enough = self._last_s - self._start_s >= MIN_SLOPE_S and spread > 0
+        median_ms, p99_ms = np.percentile(np.array(self._lags_ms), (50, 99)).tolist()
+        return LagReport(median_ms, p99_ms, (xy - x * y / n) / spread if long_enough else None)
 
 
 @dataclass(frozen=True)
@@ -45,8 +104,26 @@ class Summary:
     warnings: list[str] = field(default_factory=list)
     media_s: float = 0.0  # stream seconds read
     wall_s: float = 0.0
+    ended: str = ""  # why a live source ended: the name of a signal, or what the source says
+    drops: dict[str, int] = field(default_factory=dict)  # of a live source, by cause
+    lag: LagReport | None = None  # of a live source
+    clock: ClockReport = field(default_factory=ClockReport)  # of a live source
+    offsets_ms: dict[float, int] = field(default_factory=dict)  # measured A/V offset -> windows
+
+    @property
+    def av_offset_ms(self) -> float | None:
+        """Median of the measured A/V offset, apart from any verdict; above 0: the sound is late."""
+        left = sum(self.offsets_ms.values()) / 2
+        for offset_ms, windows in sorted(self.offsets_ms.items()):
+            left -= windows
+            if left <= 0:
+                return offset_ms
+        return None
 
     def add(self, verdict: Verdict) -> None:
+        if verdict.av_offset_ms is not None:
+            windows = self.offsets_ms.get(verdict.av_offset_ms, 0)
+            self.offsets_ms[verdict.av_offset_ms] = windows + 1
         if verdict.label is Label.ABSTAIN or verdict.p_fake is None:
             return
         self.highest_p_fake = max(self.highest_p_fake or 0.0, verdict.p_fake)
@@ -60,7 +137,9 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {**asdict(self), "coverage": self.stats.coverage}
+        plain = asdict(self)
+        plain["offsets_ms"] = {f"{ms:g}": n for ms, n in sorted(self.offsets_ms.items())}
+        return {**plain, "coverage": self.stats.coverage, "av_offset_ms": self.av_offset_ms}
 
 
 def run(
@@ -71,66 +150,132 @@ def run(
     stream: StreamSpec | None = None,
     with_audio: bool = True,
     name: str | None = None,
+    interrupt: Interrupt | None = None,
 ) -> Summary:
     """Read ``source`` to its end; every verdict goes to every sink as soon as it is made.
 
     ``name`` is what verdicts call the source; by default what the source calls itself.
-    A live source also ends with Ctrl-C: what was waiting is judged and the summary returned.
+    A live source also ends with Ctrl-C, or when ``interrupt`` asks: what was waiting is judged and
+    the summary returned.
 
     Raises :class:`UsageError` when nothing is left to judge, :class:`runtime.errors.MediaError`
     from the source and :class:`runtime.errors.DependencyError` from the session.
     """
-    info = source.info
-    name = info.name if name is None else name
-    has_audio = with_audio and info.has_audio
-    if not info.has_video and not has_audio:
-        raise UsageError(f"{info.name}: no pictures, and its sound was not asked for")
-    media_sinks = [sink for sink in sinks if isinstance(sink, MediaSink)]
-
-    def show(t_s: float, frame: Frame, faces: Sequence[Face]) -> None:
-        for sink in media_sinks:
-            sink.picture(Picture(name, t_s, frame, faces))
-
-    session = Session(
-        backend,
-        source=name,
-        stream=stream,
-        has_video=info.has_video,
-        has_audio=has_audio,
-        on_picture=show if media_sinks else None,
-    )
-    summary = Summary(name, backend.spec.model_id, backend.provider, info, session.stats)
+    one = _Run(source, backend, sinks, stream, with_audio, name)
     start = time.perf_counter()
-
-    def publish(verdicts: list[Verdict]) -> None:
-        for verdict in verdicts:
-            summary.add(verdict)
-            for sink in sinks:
-                sink.write(verdict)
-
     try:
-        for chunk in _timed(source, session.stats):
-            if isinstance(chunk, VideoChunk):
-                summary.media_s = max(summary.media_s, chunk.t_s + 1 / (info.fps or 25.0))
-                publish(session.push_video(chunk.t_s, chunk.convert))
-            elif has_audio:
-                seconds = chunk.samples.size / backend.spec.audio.sample_rate_hz
-                summary.media_s = max(summary.media_s, chunk.t_s + seconds)
-                for sink in media_sinks:
-                    sink.sound(name, chunk)
-                publish(session.push_audio(chunk.t_s, chunk.samples))
+        if source.live:
+            _read_live(one, source, interrupt or Interrupt())
+        else:
+            for chunk in _timed(source, one.session.stats):
+                one.take(chunk)
     except KeyboardInterrupt:
         if not source.live:
             raise
-    publish(session.finish())
-    summary.damaged, summary.warnings = source.damaged, list(source.warnings)
-    summary.wall_s = time.perf_counter() - start
-    for sink in media_sinks:
-        sink.end(summary)
-    return summary
+        one.summary.ended = INTERRUPTED
+    return one.finish(time.perf_counter() - start)
 
 
-def _timed(source: Source, stats: Stats) -> Iterator[VideoChunk | AudioChunk]:
+class _Run:
+    """A session, its sinks and its summary."""
+
+    def __init__(
+        self,
+        source: Source,
+        backend: Backend,
+        sinks: Sequence[Sink],
+        stream: StreamSpec | None,
+        with_audio: bool,
+        name: str | None,
+    ) -> None:
+        info = source.info
+        self._source, self._sinks = source, sinks
+        self._name = name = info.name if name is None else name
+        self.has_video, self.has_audio = info.has_video, with_audio and info.has_audio
+        if not self.has_video and not self.has_audio:
+            raise UsageError(f"{info.name}: no pictures, and its sound was not asked for")
+        self._media_sinks = [sink for sink in sinks if isinstance(sink, MediaSink)]
+        self.rate_hz = backend.spec.audio.sample_rate_hz
+        self.session = Session(
+            backend,
+            source=name,
+            stream=stream,
+            has_video=self.has_video,
+            has_audio=self.has_audio,
+            on_picture=self._show if self._media_sinks else None,
+        )
+        stats = self.session.stats
+        self.summary = Summary(name, backend.spec.model_id, backend.provider, info, stats)
+
+    def take(self, chunk: Chunk) -> bool:
+        """Judge with one chunk more; were there verdicts?"""
+        if isinstance(chunk, VideoChunk):
+            self._reached(chunk.t_s + 1 / (self._source.info.fps or 25.0))
+            return self.publish(self.session.push_video(chunk.t_s, chunk.convert))
+        if not self.has_audio:
+            return False
+        self._reached(chunk.t_s + chunk.samples.size / self.rate_hz)
+        for sink in self._media_sinks:
+            sink.sound(self._name, chunk)
+        return self.publish(self.session.push_audio(chunk.t_s, chunk.samples))
+
+    def publish(self, verdicts: list[Verdict]) -> bool:
+        for verdict in verdicts:
+            self.summary.add(verdict)
+            for sink in self._sinks:
+                sink.write(verdict)
+        return bool(verdicts)
+
+    def finish(self, wall_s: float) -> Summary:
+        self.publish(self.session.finish())
+        summary = self.summary
+        summary.damaged, summary.warnings = self._source.damaged, list(self._source.warnings)
+        summary.wall_s = wall_s
+        for sink in self._media_sinks:
+            sink.end(summary)
+        return summary
+
+    def _show(self, t_s: float, frame: Frame, faces: Sequence[Face]) -> None:
+        for sink in self._media_sinks:
+            sink.picture(Picture(self._name, t_s, frame, faces))
+
+    def _reached(self, t_s: float) -> None:
+        self.summary.media_s = max(self.summary.media_s, t_s)
+
+
+def _read_live(one: _Run, source: Source, interrupt: Interrupt) -> None:
+    """Until the source ends or ``interrupt`` asks; an error of the source is raised."""
+    lag = LagMeter()
+    summary = one.summary
+    interrupt.graceful = True
+    try:
+        with Feed(source, sample_rate_hz=one.rate_hz) as feed:
+            try:
+                while not interrupt.asked and not feed.ended:
+                    chunk = feed.get(POLL_S)
+                    if chunk is not None and one.take(chunk) and chunk.captured_s is not None:
+                        lag.add(time.monotonic(), chunk.captured_s)
+                    _go_on_without(one, feed)
+                if feed.error is not None and not interrupt.asked:
+                    raise feed.error
+            finally:
+                summary.drops, summary.lag = feed.drops, lag.report()
+                if isinstance(source, LiveSource):
+                    summary.clock = source.clock
+        summary.ended = interrupt.reason if interrupt.asked else "the source ended"
+    finally:
+        interrupt.graceful = False
+
+
+def _go_on_without(one: _Run, feed: Feed) -> None:
+    """What a live source has not sent for longer than its patience is not waited for."""
+    video_s = feed.quiet_until_s(VideoChunk) if one.has_video else None
+    audio_s = feed.quiet_until_s(AudioChunk) if one.has_audio else None
+    if video_s is not None or audio_s is not None:
+        one.publish(one.session.advance(video_s=video_s, audio_s=audio_s))
+
+
+def _timed(source: Source, stats: Stats) -> Iterator[Chunk]:
     """The source's chunks; the time it takes to make them counts as decoding."""
     chunks = iter(source)
     while True:

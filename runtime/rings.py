@@ -81,7 +81,11 @@ class FaceRing:
 
 
 class SoundTrack:
-    """Sound on the stream's clock: gaps become zeros, overlaps are cut, both are remembered."""
+    """Sound on the stream's clock: gaps become zeros, overlaps are cut, both are remembered.
+
+    A hole is a gap that somebody announced (:meth:`skip_to`): there is no sound in it, whereas
+    after a jump of the timestamps nobody knows where the sound belongs.
+    """
 
     def __init__(self, tokenizer: AudioTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -92,6 +96,7 @@ class SoundTrack:
         self._kept = np.zeros((0, self._spec.token_dim), np.float32)  # [n, 104]
         self._levels = np.zeros(0, np.float32)  # [n]
         self._clock_errors: list[tuple[int, float]] = []  # (token, seconds)
+        self._holes: list[tuple[int, int]] = []  # [first sample, end)
         self.corrections = 0
 
     @property
@@ -103,8 +108,11 @@ class SoundTrack:
         """The samples [n] with what is needed before them, in pieces of at most a second."""
         rate = self._spec.sample_rate_hz
         error = round(t_s * rate) - self._samples  # > 0: a gap, < 0: an overlap
+        if error > 0 and self._holes and self._holes[-1][1] == self._samples:
+            yield from self.skip_to(t_s)
+            error = 0
         if self._first is None:
-            self._first = -(-max(0, error) // self._spec.token_samples)
+            self._first = -(-(self._samples + max(0, error)) // self._spec.token_samples)
         elif abs(error) <= CLOCK_TOLERANCE_S * rate:
             error = 0
         else:
@@ -117,6 +125,19 @@ class SoundTrack:
             yield np.zeros(min(rate, error - at), np.float32)
         if len(samples):
             yield samples
+
+    def skip_to(self, t_s: float) -> Iterator[Samples]:
+        """Zeros for a hole from here to ``t_s``, in pieces of at most a second."""
+        rate = self._spec.sample_rate_hz
+        end = round(t_s * rate)
+        if end <= self._samples:
+            return
+        if self._holes and self._holes[-1][1] == self._samples:
+            self._holes[-1] = (self._holes[-1][0], end)
+        else:
+            self._holes.append((self._samples, end))
+        while self._samples < end:  # whoever takes a piece moves on
+            yield np.zeros(min(rate, end - self._samples), np.float32)
 
     def take(self, samples: Samples) -> None:
         self._samples += len(samples)
@@ -140,7 +161,11 @@ class SoundTrack:
         if first >= self.tokens:
             return np.full(len(wanted), MISSING, np.int64)
         near = np.clip(wanted, first, self.tokens - 1)
-        return np.where(np.abs(near - wanted) <= max_gap, near, MISSING)
+        found = np.where(np.abs(near - wanted) <= max_gap, near, MISSING)
+        for start_sample, end_sample in self._holes:
+            begins, ends = (at / self._spec.token_samples for at in (start_sample, end_sample))
+            found[(found + 1 > begins) & (found < ends)] = MISSING
+        return found
 
     def window(self, sources: Tokens) -> Float32:
         window: Float32 = self._kept[sources - self._base]  # [T, 104]
@@ -159,6 +184,7 @@ class SoundTrack:
             self._kept, self._levels = self._kept[drop:], self._levels[drop:]
             self._base += drop
         self._clock_errors = [e for e in self._clock_errors if e[0] >= token]
+        self._holes = [h for h in self._holes if h[1] >= token * self._spec.token_samples]
 
 
 def nearest_before(wanted: Tokens, have: Tokens, max_gap: int) -> Tokens:

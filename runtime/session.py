@@ -174,6 +174,16 @@ class Session:
         """Mono samples float [n] in [-1, 1], the first of them at ``t_s``."""
         return drive(self.audio_steps(t_s, samples), self._backend)
 
+    def advance(
+        self, *, video_s: float | None = None, audio_s: float | None = None
+    ) -> list[Verdict]:
+        """Nothing of that modality from before the given stream time will come any more.
+
+        For a live source that is silent, lost or broken: its windows abstain when their time has
+        come instead of all at once when it is back.
+        """
+        return drive(self.advance_steps(video_s=video_s, audio_s=audio_s), self._backend)
+
     def finish(self) -> list[Verdict]:
         """The stream has ended: judge the windows that were still waiting."""
         return drive(self.finish_steps(), self._backend)
@@ -205,6 +215,23 @@ class Session:
                 self._sound.take(piece)
             self.stats.late += max(0, min(self._sound.tokens, self._judged_end) - before)
             verdicts += yield from self._ready_verdicts()
+        return verdicts
+
+    def advance_steps(
+        self, *, video_s: float | None = None, audio_s: float | None = None
+    ) -> Steps:
+        """As :meth:`advance`, step by step."""
+        self._arrive(None)
+        verdicts: list[Verdict] = []
+        if video_s is not None:
+            for item in self._grid.advance(video_s):
+                yield from self._take_picture(item.token, item.frame, item.fresh)
+                verdicts += yield from self._ready_verdicts()
+        if audio_s is not None:
+            for piece in self._sound.skip_to(audio_s):
+                with self._timed("audio"):
+                    self._sound.take(piece)
+                verdicts += yield from self._ready_verdicts()
         return verdicts
 
     def finish_steps(self) -> Steps:

@@ -3,13 +3,13 @@
 
 Prints a timeline for people and, with ``--jsonl``, writes one JSON object a verdict.  Exit codes:
 0 done, 1 operational error, 2 usage, 3 every window abstained, 4 a fake was found and
-``--fail-on-fake`` was given, 130 interrupted.
+``--fail-on-fake`` was given, 130 interrupted.  A live source is ended by SIGINT (Ctrl-C) or
+SIGTERM: its regular end, with a summary and the codes above; a second one ends at once, with 130.
 """
 
 from __future__ import annotations
 
 import argparse
-import glob
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -28,24 +28,18 @@ from runtime.errors import (
     UsageError,
     UserError,
 )
+from runtime.interrupt import Interrupt
+from runtime.media.open import Sound, expand_sources, is_live, open_source, parse_sound
 from runtime.spec import SpecError, StreamSpec
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from runtime.backends.base import Backend
-    from runtime.media import Source
     from runtime.pipeline import Summary
     from runtime.sinks.jsonl import JsonLinesSink
 
 EXIT_INTERRUPTED = 130
-MEDIA_SUFFIXES = frozenset(
-    [
-        *(".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts"),
-        *(".mts", ".vob", ".flv", ".wmv", ".asf", ".ogv", ".mxf", ".gif"),
-        *(".wav", ".mp3", ".m4a", ".aac", ".flac", ".ogg", ".oga", ".opus", ".wma", ".aiff"),
-    ]
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,7 +75,8 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--source", action="append", required=True, metavar="SOURCE",
-        help="a file, a folder, a glob, or camera, 0, /dev/video0; may be given several times",
+        help="a file, a folder, a glob; camera, 0, /dev/video0, csi://0; rtsp://, rtsps://, "
+             "http://, https://; or a list.streams of them; may be given several times",
     )  # fmt: skip
     p.add_argument("--model", default=None, metavar="NAME|DIR",
                    help="a shipped preset, or a folder with an ONNX pair or engines")  # fmt: skip
@@ -100,8 +95,11 @@ def parser() -> argparse.ArgumentParser:
                    help="length of a window in seconds (default: the model's, 2.0)")  # fmt: skip
     p.add_argument("--hop", type=_seconds, default=None, metavar="S",
                    help="time between verdicts in seconds (default: the model's, 0.2)")  # fmt: skip
-    p.add_argument("--audio", choices=("same", "none"), default="same",
-                   help="sound of the same source, or none (default: same)")  # fmt: skip
+    p.add_argument("--audio", type=_sound, default="same", metavar="same|mic[:ID]|none",
+                   help="sound of the same source, of a microphone (ID: its number or a part of "
+                        "its name), or none (default: same)")  # fmt: skip
+    p.add_argument("--rtsp-transport", choices=("tcp", "udp"), default="tcp",
+                   help="what carries RTSP's media (default: tcp)")  # fmt: skip
     p.add_argument("--allow-untrained", action="store_true",
                    help="run a model with random weights; its verdicts mean nothing")  # fmt: skip
     p.add_argument("--fail-on-fake", action="store_true", help="exit code 4 when a fake is found")
@@ -113,17 +111,22 @@ def run_command(options: argparse.Namespace) -> int:
     from runtime.sinks import timeline
 
     sources = expand_sources(options.source)
+    live = any(is_live(source) for source in sources)
+    if live and len(sources) > 1:
+        raise UsageError("a live source goes alone: it would not end before the next one starts")
     out = timeline.console(stderr=options.jsonl == "-")
     with ExitStack() as stack:
         backend = stack.enter_context(_load(options))
         stream = stream_spec(backend.spec.stream, backend.spec.audio.token_hz, options)
-        jsonl = _open_jsonl(options.jsonl, stack)
+        jsonl = _open_jsonl(options.jsonl, stack, live=live)
+        interrupt = stack.enter_context(Interrupt().installed())
         summaries: list[Summary] = []
         failed: list[str] = []
         worst = EXIT_OK
         for source in sources:
             try:
-                summaries.append(_stream_one(source, backend, stream, options, out, jsonl))
+                summary = _stream_one(source, backend, stream, options, out, jsonl, interrupt)
+                summaries.append(summary)
             except DependencyError:
                 raise
             except UserError as err:
@@ -148,43 +151,6 @@ def exit_code(summaries: Sequence[Summary], *, fail_on_fake: bool) -> int:
     return EXIT_OK
 
 
-def expand_sources(given: Sequence[str]) -> list[str]:
-    """Folders and globs become their media files, sorted; each source once, in order.
-
-    Raises :class:`UsageError` for what does not exist, a folder or glob without media, a URL.
-    """
-    from runtime.media.camera import camera_index
-
-    found: dict[str, None] = {}
-    for source in given:
-        if "://" in source:
-            scheme = source.split("://", 1)[0]
-            raise UsageError(
-                f"{scheme}:// sources are not supported by this version; give a file, a folder, "
-                "a glob or camera"
-            )
-        path = Path(source)
-        if path.is_dir():
-            inside = sorted(
-                str(file)
-                for file in path.rglob("*")
-                if file.suffix.lower() in MEDIA_SUFFIXES and file.is_file()
-            )
-            if not inside:
-                raise UsageError(f"{source}: the folder holds no media files")
-            found.update(dict.fromkeys(inside))
-        elif path.exists() or camera_index(source) is not None:
-            found[source] = None
-        elif glob.has_magic(source):
-            matches = sorted(f for f in glob.glob(source, recursive=True) if Path(f).is_file())  # noqa: PTH207
-            if not matches:
-                raise UsageError(f"{source}: no file matches")
-            found.update(dict.fromkeys(matches))
-        else:
-            raise UsageError(f"{source}: no such file or folder")
-    return list(found)
-
-
 def stream_spec(spec: StreamSpec, token_hz: float, options: argparse.Namespace) -> StreamSpec:
     """The model's own windows, or those of --window and --hop, in whole tokens.
 
@@ -206,17 +172,6 @@ def stream_spec(spec: StreamSpec, token_hz: float, options: argparse.Namespace) 
         ) from None
 
 
-def open_source(source: str) -> Source:
-    """A camera or a file; raises :class:`UserError` where it cannot be opened."""
-    from runtime.media.camera import CameraSource, camera_index
-    from runtime.media.file import FileSource
-
-    index = camera_index(source)
-    if index is not None and (source.startswith("/dev/") or not Path(source).exists()):
-        return CameraSource(index)
-    return FileSource(source)
-
-
 def _load(options: argparse.Namespace) -> Backend:
     backend = load_backend(
         options.model,
@@ -234,10 +189,15 @@ def _load(options: argparse.Namespace) -> Backend:
     return backend
 
 
-def _open_jsonl(target: str | None, stack: ExitStack) -> JsonLinesSink | None:
+def _open_jsonl(target: str | None, stack: ExitStack, *, live: bool) -> JsonLinesSink | None:
     from runtime.sinks.jsonl import JsonLinesSink
 
-    return None if target is None else stack.enter_context(JsonLinesSink(target))
+    return None if target is None else stack.enter_context(JsonLinesSink(target, live=live))
+
+
+def print_notice(line: str) -> None:
+    """An outage of a live source, or its end: on standard error, when it happens."""
+    print(f"note: {line}", file=sys.stderr, flush=True)
 
 
 def _stream_one(
@@ -247,27 +207,38 @@ def _stream_one(
     options: argparse.Namespace,
     out: Console,
     jsonl: JsonLinesSink | None,
+    interrupt: Interrupt,
 ) -> Summary:
     """One source from its header to its summary."""
     from runtime.pipeline import run
     from runtime.sinks import Sink, timeline
 
     hz = backend.spec.audio.token_hz
-    with open_source(name) as source:
+    with open_source(
+        name,
+        sound=options.audio,
+        transport=options.rtsp_transport,
+        sample_rate_hz=backend.spec.audio.sample_rate_hz,
+        notice=print_notice,
+    ) as source:
         trained = "" if backend.spec.trained else " (RANDOM WEIGHTS)"
         windows = f"windows of {stream.window_tokens / hz:g} s every {stream.hop_tokens / hz:g} s"
         timeline.print_header(
             out, source.info, backend.spec.model_id + trained, backend.provider, windows
         )
-        if source.live:
-            print("picture only: a camera has no sound here, so windows abstain (no_audio); "
-                  "stop with Ctrl-C", file=sys.stderr)  # fmt: skip
+        if source.live and not source.info.has_audio:
+            print_notice("no sound, so windows abstain (no_audio); --audio mic adds a microphone")
         rows = timeline.TimelineSink(out)
         sinks: list[Sink] = [] if options.quiet else [rows]
         if jsonl is not None:
             sinks.append(jsonl)
         summary = run(
-            source, backend, sinks=sinks, stream=stream, with_audio=options.audio == "same"
+            source,
+            backend,
+            sinks=sinks,
+            stream=stream,
+            with_audio=options.audio.kind != "none",
+            interrupt=interrupt,
         )
         rows.flush()
         timeline.print_summary(out, summary)
@@ -294,6 +265,13 @@ def _provider(text: str) -> str:
     except UsageError as err:
         raise argparse.ArgumentTypeError(str(err)) from None
     return text
+
+
+def _sound(text: str) -> Sound:
+    try:
+        return parse_sound(text)
+    except UsageError as err:
+        raise argparse.ArgumentTypeError(str(err)) from None
 
 
 def _seconds(text: str) -> float:

@@ -65,6 +65,10 @@ class VideoGrid(Generic[T]):
         self._held, self._held_used = (t_s, frame), False
         return items
 
+    def advance(self, t_s: float) -> list[GridItem[T]]:
+        """No picture of before ``t_s`` will come any more: tokens up to there, gaps among them."""
+        return self._emit_before(t_s)
+
     def finish(self, end_s: float | None = None) -> list[GridItem[T]]:
         """Tokens up to the end of the stream (default: one token past the last picture's time)."""
         if self._held is None:

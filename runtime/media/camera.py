@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a camera through OpenCV, on the monotonic clock.  It has no sound."""
+"""Pictures of a camera through OpenCV, on the monotonic clock.  It has no sound of its own."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from runtime.errors import DependencyError, MediaError
-from runtime.media import AudioChunk, Frame, MediaInfo, VideoChunk
+from runtime.media import Chunk, Frame, MediaInfo, VideoChunk
+from runtime.media.live import Notice, Reconnecting, silent
 
 MAX_FPS = 1000.0
+MAX_DRIVER_AGE_S = 1.0  # a driver's timestamp older than this counts on another clock
 
 
 def camera_index(source: str) -> int | None:
@@ -28,75 +29,76 @@ def camera_index(source: str) -> int | None:
     return int(found[1]) if found else None
 
 
-class CameraSource:
-    """Iterates over a camera's pictures until it stops giving any.
+class CameraSource(Reconnecting[Any]):
+    """Iterates over a camera's pictures until it is closed; unplugged, it is opened again.
 
-    Raises :class:`MediaError` where there is no such camera or it gives no picture, and
-    :class:`DependencyError` without OpenCV.
+    Raises :class:`MediaError` where there is no such camera or it gives no picture at first, and
+    :class:`DependencyError` without OpenCV.  ``device`` is for what stands in for a camera in a
+    test: a file that OpenCV can read.
     """
 
-    live = True
+    ended = "it stopped giving pictures (unplugged, or taken by another program)"
 
-    def __init__(self, index: int = 0) -> None:
-        self._cv2 = _import_cv2()
+    def __init__(
+        self, index: int = 0, *, notice: Notice = silent, device: Path | None = None
+    ) -> None:
+        super().__init__(f"camera:{index}", notice)
+        self._cv2 = import_cv2("a camera")
         self._index = index
-        self.damaged = 0
-        self.warnings: list[str] = []
-        device = Path(f"/dev/video{index}")
-        if sys.platform.startswith("linux") and not device.exists():
-            raise MediaError(
-                f"no camera: {device} does not exist; connect one or give a file as the source"
-            )
-        self._capture: Any = self._open()
-        if not self._capture.isOpened():
-            self.close()
-            raise MediaError(
-                f"camera {index} cannot be opened: it is in use, or this user may not read it"
-            )
-        fps = float(self._capture.get(self._cv2.CAP_PROP_FPS))
+        self._device = device
+        self._start_s: float | None = None
+        capture = self._begin()
+        fps = float(capture.get(self._cv2.CAP_PROP_FPS))
         self.info = MediaInfo(
-            name=f"camera:{index}",
+            name=self.name,
             has_video=True,
             has_audio=False,
-            width=int(self._capture.get(self._cv2.CAP_PROP_FRAME_WIDTH)),
-            height=int(self._capture.get(self._cv2.CAP_PROP_FRAME_HEIGHT)),
+            width=int(capture.get(self._cv2.CAP_PROP_FRAME_WIDTH)),
+            height=int(capture.get(self._cv2.CAP_PROP_FRAME_HEIGHT)),
             fps=fps if 0 < fps <= MAX_FPS else None,
             duration_s=None,
         )
 
-    def __iter__(self) -> Iterator[VideoChunk | AudioChunk]:
-        start = None
+    def _connect(self) -> Any:
+        node = Path(f"/dev/video{self._index}")
+        if self._device is None and sys.platform.startswith("linux") and not node.exists():
+            raise MediaError(
+                f"no camera: {node} does not exist; connect one or give a file as the source"
+            )
+        capture = self._open()
+        if not capture.isOpened():
+            capture.release()
+            raise MediaError(
+                f"camera {self._index} cannot be opened: it is in use, or this user may not read it"
+            )
+        capture.set(self._cv2.CAP_PROP_BUFFERSIZE, 1)  # where the driver knows it: the newest
+        return capture
+
+    def _chunks(self, handle: Any) -> Iterator[Chunk]:
         while True:
-            good, bgr = self._capture.read()
+            good, bgr = handle.read()
             now = time.monotonic()
             if not good:
-                if start is None:
-                    raise MediaError(f"camera {self._index} gives no picture; is it in use?")
-                self.warnings.append("the camera stopped giving pictures")
                 return
-            start = now if start is None else start
-            yield VideoChunk(now - start, partial(_to_rgb, bgr))
+            taken_s = self._captured(handle, now)
+            if self._start_s is None:
+                self._start_s = taken_s
+            yield VideoChunk(taken_s - self._start_s, partial(_to_rgb, bgr), taken_s)
 
-    def __enter__(self) -> CameraSource:
-        return self
+    def _captured(self, capture: Any, now: float) -> float:
+        """V4L2 stamps pictures with the monotonic clock; else the moment of arrival."""
+        stamp_s = float(capture.get(self._cv2.CAP_PROP_POS_MSEC)) / 1000
+        return stamp_s if 0 <= now - stamp_s <= MAX_DRIVER_AGE_S else now
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._capture.release()
+    def _release(self, handle: Any) -> None:
+        handle.release()
 
     def _open(self) -> Any:
         """OpenCV writes what it tried to standard error; our one line says more."""
         logging = self._cv2.utils.logging
         level = logging.setLogLevel(logging.LOG_LEVEL_SILENT)
         try:
-            return self._cv2.VideoCapture(self._index)
+            return self._cv2.VideoCapture(str(self._device) if self._device else self._index)
         finally:
             logging.setLogLevel(level)
 
@@ -105,9 +107,9 @@ def _to_rgb(bgr: Frame) -> Frame:  # [H, W, 3]
     return np.ascontiguousarray(bgr[:, :, ::-1])
 
 
-def _import_cv2() -> Any:
+def import_cv2(purpose: str) -> Any:
     try:
         import cv2
     except ImportError as err:
-        raise DependencyError("OpenCV is needed for a camera: pip install '.[cpu]'") from err
+        raise DependencyError(f"OpenCV is needed for {purpose}: pip install '.[cpu]'") from err
     return cv2

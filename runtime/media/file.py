@@ -8,8 +8,8 @@ ahead is repaired or dropped and counted in :attr:`FileSource.damaged`; one bad 
 takes the rest of the stream with it (:class:`StreamClock`).
 
 Trust.  FFmpeg may open only the ``file`` protocol and the container formats listed here, so that a
-play list posing as a video reads nothing else; frames beyond :data:`MAX_PIXELS` are refused and
-those longer than :data:`MAX_SIDE_PX` are scaled down while they are converted.
+play list posing as a video reads nothing else; frames beyond ``MAX_PIXELS`` are refused and those
+longer than ``MAX_SIDE_PX`` scaled down while they are converted (:mod:`runtime.media.decoding`).
 """
 
 from __future__ import annotations
@@ -22,18 +22,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
+from runtime.errors import MediaError, UsageError
+from runtime.media import AudioChunk, MediaInfo, VideoChunk
+from runtime.media.decoding import (
+    MAX_FPS,
+    Resampler,
+    check_size,
+    clean_samples,
+    frame_to_rgb,
+    import_av,
+    pick_streams,
+    reason_of,
+)
 
-from runtime.errors import DependencyError, MediaError, UsageError
-from runtime.media import AudioChunk, Frame, MediaInfo, Samples, VideoChunk
-
-MAX_PIXELS = 36_000_000  # a little above 8K (7680 x 4320); one decoded frame takes 54 MB
-MAX_SIDE_PX = 1920  # longer frames are scaled down to this side
-MAX_FPS = 1000.0  # a nominal frame rate beyond it is not believed
 MAX_JUMP_S = 10.0  # a timestamp farther ahead must be confirmed by the next one
 MAX_GAP_S = 3600.0  # and one beyond this is never believed
-DECODER_THREADS = 2  # a 640x480 stream needs a small share of one
-DISPLAY_MATRIX = "DISPLAYMATRIX"
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg,wav,w64,aiff,"
     "mp3,aac,flac,ac3,eac3,h264,hevc,m4v,ivf,mxf,gif,nut,caf"
@@ -92,7 +95,7 @@ class FileSource:
     live = False
 
     def __init__(self, path: str | os.PathLike[str], *, sample_rate_hz: int = 16_000) -> None:
-        self._av = _import_av()
+        self._av = import_av()
         self._path = _local_file(path)
         self._rate_hz = sample_rate_hz
         self._packets_damaged = 0
@@ -108,7 +111,7 @@ class FileSource:
             )
         except (self._av.FFmpegError, OSError, ValueError) as err:
             raise MediaError(
-                f"{self._path}: not a media file that can be read, or cut off ({_reason(err)})"
+                f"{self._path}: not a media file that can be read, or cut off ({reason_of(err)})"
             ) from None
         try:
             self._video, self._audio = self._pick_streams()
@@ -152,19 +155,7 @@ class FileSource:
 
     def _pick_streams(self) -> tuple[Any, Any]:
         """The first moving picture (cover art is none) and the first sound with a decoder."""
-        streams = self._container.streams
-        attached = self._av.stream.Disposition.attached_pic
-        videos = [
-            s for s in streams.video if s.codec_context is not None and not s.disposition & attached
-        ]
-        audios = [s for s in streams.audio if s.codec_context is not None]
-        video, audio = (videos or [None])[0], (audios or [None])[0]
-        if video is None and audio is None:
-            raise MediaError(f"{self._path}: holds neither pictures nor sound that can be decoded")
-        if video is not None:
-            _check_size(self._path, video.codec_context.width, video.codec_context.height)
-            video.thread_type = "AUTO"
-            video.codec_context.thread_count = min(DECODER_THREADS, os.cpu_count() or 1)
+        video, audio = pick_streams(self._av, self._container, str(self._path), threading="AUTO")
         starts = [float(s.start_time * s.time_base) for s in (video, audio) if s and s.start_time]
         # A stream without a stated start begins at 0, which may be before the other one's.
         unstated = any(s is not None and not s.start_time for s in (video, audio))
@@ -188,7 +179,7 @@ class FileSource:
         )
 
     def _chunks(self) -> Iterator[VideoChunk | AudioChunk]:
-        resampler = _Resampler(self._av, self._rate_hz)
+        resampler = Resampler(self._av, self._rate_hz)
         for frame in self._frames():
             if isinstance(frame, self._av.VideoFrame):
                 chunk = self._video_chunk(frame)
@@ -227,7 +218,7 @@ class FileSource:
         return None if pts is None or not time_base else float(pts * time_base) - self._zero_s
 
     def _video_chunk(self, frame: Any) -> VideoChunk | None:
-        _check_size(self._path, frame.width, frame.height)
+        check_size(str(self._path), frame.width, frame.height)
         time_base = frame.time_base or self._video.time_base
         step_s = 1 / (self.info.fps or 25.0)
         t_s = self._video_clock.accept(self._seconds(frame.pts, time_base), step_s)
@@ -236,49 +227,16 @@ class FileSource:
         if t_s is None:
             return None
         self._end_s = max(self._end_s, t_s + step_s)
-        return VideoChunk(t_s, partial(_to_rgb, frame))
+        return VideoChunk(t_s, partial(frame_to_rgb, frame))
 
     def _audio_chunks(self, frames: list[Any]) -> Iterator[AudioChunk]:
         for frame in frames:
-            samples: Samples = frame.to_ndarray().reshape(-1).astype(np.float32, copy=False)
+            samples = clean_samples(frame)
             step_s = samples.size / self._rate_hz
             t_s = self._audio_clock.accept(self._seconds(frame.pts, frame.time_base), step_s)
             if t_s is not None and samples.size:
                 self._end_s = max(self._end_s, t_s + step_s)
-                # Sound decoded from damaged data can hold NaN and values far outside [-1, 1].
-                clean = np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0)
-                yield AudioChunk(t_s, np.clip(clean, -1.0, 1.0))
-
-
-class _Resampler:
-    """Mono float32 at one rate, also when the input's format changes on the way."""
-
-    def __init__(self, av: Any, rate_hz: int) -> None:
-        self._av = av
-        self._rate_hz = rate_hz
-        self._format: tuple[Any, ...] | None = None
-        self._inner: Any = None
-
-    def push(self, frame: Any) -> list[Any]:
-        form = (frame.format.name, frame.layout.name, frame.sample_rate)
-        done = []
-        if form != self._format:
-            done = self.finish()
-            self._inner = self._av.AudioResampler(format="flt", layout="mono", rate=self._rate_hz)
-            self._format = form
-        return done + list(self._inner.resample(frame))
-
-    def finish(self) -> list[Any]:
-        return list(self._inner.resample(None)) if self._inner is not None else []
-
-
-def _import_av() -> Any:
-    try:
-        import av
-        import av.stream
-    except ImportError as err:
-        raise DependencyError("PyAV is needed to read media files: pip install '.[cpu]'") from err
-    return av
+                yield AudioChunk(t_s, samples)
 
 
 def _local_file(path: str | os.PathLike[str]) -> Path:
@@ -293,45 +251,3 @@ def _local_file(path: str | os.PathLike[str]) -> Path:
     if file.stat().st_size == 0:
         raise MediaError(f"{file}: the file is empty")
     return file
-
-
-def _check_size(path: Path, width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise MediaError(
-            f"{path}: frames of {width}x{height} pixels are beyond the limit of "
-            f"{MAX_PIXELS // 1_000_000} megapixels; scale the video down first"
-        )
-
-
-def _to_rgb(frame: Any) -> Frame:  # [H, W, 3]
-    """RGB, at most :data:`MAX_SIDE_PX` long, turned the way the file says it is to be shown."""
-    scale = MAX_SIDE_PX / max(frame.width, frame.height)
-    if scale < 1:
-        frame = frame.reformat(
-            width=max(1, round(frame.width * scale)), height=max(1, round(frame.height * scale))
-        )
-    rgb: Frame = frame.to_ndarray(format="rgb24")
-    matrix = frame.side_data.get(DISPLAY_MATRIX)
-    return rgb if matrix is None else _display(rgb, bytes(matrix))
-
-
-def _display(rgb: Frame, matrix: bytes) -> Frame:
-    """Applies a QuickTime display matrix: quarter turns and mirrorings, the nearest one.
-
-    The matrix is nine int32 ``a b u; c d v; x y w``: a pixel (p, q) is shown at
-    (a p + c q + x, b p + d q + y).
-    """
-    a, b, _, c, d = (float(v) for v in np.frombuffer(matrix, dtype="=i4")[:5])
-    if abs(b) + abs(c) > abs(a) + abs(d):  # a quarter turn: columns become rows
-        rgb, a, d = rgb.transpose(1, 0, 2), c, b
-    if a < 0:
-        rgb = rgb[:, ::-1]
-    if d < 0:
-        rgb = rgb[::-1]
-    return np.ascontiguousarray(rgb)
-
-
-def _reason(err: BaseException) -> str:
-    """FFmpeg's own words, without the path that PyAV appends."""
-    text = getattr(err, "strerror", None) or str(err)
-    return str(text).splitlines()[0] if text else type(err).__name__

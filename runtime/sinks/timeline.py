@@ -168,8 +168,32 @@ def note_lines(s: Summary) -> list[str]:
         (s.stats.clock_corrections, "corrections of the sound's clock"),
         (s.stats.late, "tokens that came too late"),
     ]
-    lines = [", ".join(f"{n} {what}" for n, what in counted if n)]
+    lines = [", ".join(f"{n} {what}" for n, what in counted if n), drops_line(s), live_line(s)]
     return [line for line in (*lines, *s.warnings) if line]
+
+
+def drops_line(s: Summary) -> str:
+    """What a live source lost, by cause."""
+    lost = ", ".join(f"{cause} {n}" for cause, n in sorted(s.drops.items()) if n)
+    return f"lost or repaired on the way: {lost}" if lost else ""
+
+
+def live_line(s: Summary) -> str:
+    """Lag, A/V offset and clocks of a live source: measured apart from the verdicts."""
+    if not s.ended:
+        return ""
+    parts = [f"ended: {s.ended}"]
+    if s.lag is not None:
+        slope = s.lag.slope_ms_per_min
+        growth = "run too short for its slope" if slope is None else f"slope {slope:+.1f} ms/min"
+        parts.append(f"lag {s.lag.median_ms:.0f} ms (99 %: {s.lag.p99_ms:.0f} ms, {growth})")
+    if s.av_offset_ms is not None:
+        parts.append(f"A/V offset {s.av_offset_ms:+.0f} ms")
+    if s.clock.drift_ppm is not None and s.clock.jitter_ms is not None:
+        parts.append(
+            f"sound clock {s.clock.drift_ppm:+.0f} ppm, jitter {s.clock.jitter_ms:.1f} ms"
+        )
+    return "; ".join(parts)
 
 
 def speed_line(s: Summary) -> str:

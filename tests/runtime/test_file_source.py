@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from runtime.errors import MediaError, UsageError
 from runtime.media import AudioChunk, VideoChunk
-from runtime.media.file import MAX_GAP_S, MAX_JUMP_S, MAX_SIDE_PX, FileSource, StreamClock
+from runtime.media.decoding import MAX_SIDE_PX
+from runtime.media.file import MAX_GAP_S, MAX_JUMP_S, FileSource, StreamClock
 from tests.runtime.clips import tone, write_clip
 
 

@@ -225,6 +225,9 @@ def test_interrupted_leaves_nothing(
         ["--source", "x", "--provider", "cuda:x"],
         ["--source", "x", "--backend", "abacus"],
         ["--source", "x", "--unknown"],
+        ["--source", "x", "--audio", "loud"],
+        ["--source", "x", "--audio", "mic:"],
+        ["--source", "x", "--rtsp-transport", "pigeon"],
     ],
 )
 def test_wrong_options_are_2(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
@@ -296,9 +299,32 @@ def test_a_glob_without_matches_is_2(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert "no file matches" in one_line(capfd)
 
 
-def test_a_url_is_2_and_its_password_is_not_repeated(capfd: pytest.CaptureFixture[str]) -> None:
-    assert run("--source", "rtsp://user:secret@host/live") == 2
+def test_a_url_of_another_kind_is_2_and_its_password_is_not_repeated(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert run("--source", "ftp://user:secret@host/live") == 2
     assert "secret" not in one_line(capfd)
+
+
+def test_a_server_that_is_not_there_is_1_and_its_password_is_not_repeated(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert run("--source", "rtsp://user:secret@127.0.0.1:9/live?token=secret") == 1
+    error = one_line(capfd)
+    assert "rtsp://127.0.0.1:9/live: cannot be opened (Connection refused)" in error
+    assert "secret" not in error
+
+
+def test_a_live_source_goes_alone(clip: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("--source", clip, "--source", "rtsp://127.0.0.1:9/live") == 2
+    assert "goes alone" in one_line(capfd)
+
+
+def test_a_microphone_does_not_go_with_a_file(
+    clip: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--source", clip, "--audio", "mic") == 2
+    assert "not with a file" in one_line(capfd)
 
 
 @pytest.mark.skipif(Path("/dev/video0").exists(), reason="there is a camera")

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What files and network streams share: PyAV's frames become RGB pictures and mono sound."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import DependencyError, MediaError
+from runtime.media import Frame, Samples
+
+MAX_PIXELS = 36_000_000  # a little above 8K (7680 x 4320); one decoded frame takes 54 MB
+MAX_SIDE_PX = 1920  # longer frames are scaled down to this side
+MAX_FPS = 1000.0  # a nominal frame rate beyond it is not believed
+DECODER_THREADS = 2  # a 640x480 stream needs a small share of one
+DISPLAY_MATRIX = "DISPLAYMATRIX"
+
+
+class Resampler:
+    """Mono float32 at one rate, also when the input's format changes on the way."""
+
+    def __init__(self, av: Any, rate_hz: int) -> None:
+        self._av = av
+        self._rate_hz = rate_hz
+        self._format: tuple[Any, ...] | None = None
+        self._inner: Any = None
+
+    def push(self, frame: Any) -> list[Any]:
+        form = (frame.format.name, frame.layout.name, frame.sample_rate)
+        done = []
+        if form != self._format:
+            done = self.finish()
+            self._inner = self._av.AudioResampler(format="flt", layout="mono", rate=self._rate_hz)
+            self._format = form
+        return done + list(self._inner.resample(frame))
+
+    def finish(self) -> list[Any]:
+        return list(self._inner.resample(None)) if self._inner is not None else []
+
+
+def import_av() -> Any:
+    try:
+        import av
+        import av.stream
+    except ImportError as err:
+        raise DependencyError("PyAV is needed to read media files: pip install '.[cpu]'") from err
+    return av
+
+
+def pick_streams(av: Any, container: Any, name: str, *, threading: str) -> tuple[Any, Any]:
+    """The first moving picture (cover art is none) and the first sound with a decoder, or None.
+
+    ``threading``: AUTO decodes several frames at once, SLICE adds no delay.  Raises
+    :class:`MediaError` where there is neither, or frames are too large.
+    """
+    streams = container.streams
+    attached = av.stream.Disposition.attached_pic
+    videos = [
+        s for s in streams.video if s.codec_context is not None and not s.disposition & attached
+    ]
+    audios = [s for s in streams.audio if s.codec_context is not None]
+    video, audio = (videos or [None])[0], (audios or [None])[0]
+    if video is None and audio is None:
+        raise MediaError(f"{name}: holds neither pictures nor sound that can be decoded")
+    if video is not None:
+        check_size(name, video.codec_context.width, video.codec_context.height)
+        video.thread_type = threading
+        video.codec_context.thread_count = min(DECODER_THREADS, os.cpu_count() or 1)
+    return video, audio
+
+
+def clean_samples(frame: Any) -> Samples:  # [n]
+    """Sound decoded from damaged data can hold NaN and values far outside [-1, 1]."""
+    samples: Samples = frame.to_ndarray().reshape(-1).astype(np.float32, copy=False)
+    return np.clip(np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0), -1.0, 1.0)
+
+
+def check_size(name: str, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise MediaError(
+            f"{name}: frames of {width}x{height} pixels are beyond the limit of "
+            f"{MAX_PIXELS // 1_000_000} megapixels; scale the video down first"
+        )
+
+
+def frame_to_rgb(frame: Any) -> Frame:  # [H, W, 3]
+    """RGB, at most :data:`MAX_SIDE_PX` long, turned the way the file says it is to be shown."""
+    scale = MAX_SIDE_PX / max(frame.width, frame.height)
+    if scale < 1:
+        frame = frame.reformat(
+            width=max(1, round(frame.width * scale)), height=max(1, round(frame.height * scale))
+        )
+    rgb: Frame = frame.to_ndarray(format="rgb24")
+    matrix = frame.side_data.get(DISPLAY_MATRIX)
+    return rgb if matrix is None else _display(rgb, bytes(matrix))
+
+
+def _display(rgb: Frame, matrix: bytes) -> Frame:
+    """Applies a QuickTime display matrix: quarter turns and mirrorings, the nearest one.
+
+    The matrix is nine int32 ``a b u; c d v; x y w``: a pixel (p, q) is shown at
+    (a p + c q + x, b p + d q + y).
+    """
+    a, b, _, c, d = (float(v) for v in np.frombuffer(matrix, dtype="=i4")[:5])
+    if abs(b) + abs(c) > abs(a) + abs(d):  # a quarter turn: columns become rows
+        rgb, a, d = rgb.transpose(1, 0, 2), c, b
+    if a < 0:
+        rgb = rgb[:, ::-1]
+    if d < 0:
+        rgb = rgb[::-1]
+    return np.ascontiguousarray(rgb)
+
+
+def reason_of(err: BaseException) -> str:
+    """FFmpeg's own words, without the path that PyAV appends."""
+    text = getattr(err, "strerror", None) or str(err)
+    return str(text).splitlines()[0] if text else type(err).__name__
