@@ -167,6 +167,8 @@ def note_lines(s: Summary) -> list[str]:
         (s.stats.gaps, "tokens without a picture"),
         (s.stats.clock_corrections, "corrections of the sound's clock"),
         (s.stats.late, "tokens that came too late"),
+        (s.stats.shed_windows, "windows left out to keep up"),
+        (s.stats.shed_pictures, "pictures left out to keep up"),
     ]
     lines = [", ".join(f"{n} {what}" for n, what in counted if n), drops_line(s), live_line(s)]
     return [line for line in (*lines, *s.warnings) if line]
