@@ -17,6 +17,7 @@ class PacedSource:
 
     open_ : opens the source again for every round of the loop
     seconds : how long it goes on; None: until it is closed
+    delay_s : how long after the start its first chunk comes: cameras are not in step
     """
 
     live = True
@@ -25,9 +26,14 @@ class PacedSource:
     clock = ClockReport()
 
     def __init__(
-        self, open_: Callable[[], Source], *, name: str, seconds: float | None = None
+        self,
+        open_: Callable[[], Source],
+        *,
+        name: str,
+        seconds: float | None = None,
+        delay_s: float = 0.0,
     ) -> None:
-        self._open, self._seconds = open_, seconds
+        self._open, self._seconds, self._delay_s = open_, seconds, delay_s
         self._closed = threading.Event()
         self.drops: Mapping[str, int] = {}
         self.damaged = 0
@@ -36,7 +42,7 @@ class PacedSource:
             self.info: MediaInfo = replace(source.info, name=name, duration_s=None)
 
     def __iter__(self) -> Iterator[Chunk]:
-        start_s = time.monotonic()
+        start_s = time.monotonic() + self._delay_s
         offset_s = 0.0
         while not self._closed.is_set():
             end_s = offset_s
