@@ -59,9 +59,10 @@ def correlation(motion: Float32, levels_dbfs: Float32, max_lag: int) -> float:
     """
     best = 0.0
     t = len(motion)
+    moved, heard = motion.astype(np.float64), levels_dbfs.astype(np.float64)
     for lag in range(-max_lag, max_lag + 1):
-        m = motion[max(0, -lag) : t - max(0, lag)]
-        a = levels_dbfs[max(0, lag) : t + min(0, lag)]
+        m = moved[max(0, -lag) : t - max(0, lag)]
+        a = heard[max(0, lag) : t + min(0, lag)]
         m, a = m - m.mean(), a - a.mean()
         norm = float(np.sqrt((m * m).sum() * (a * a).sum()))
         if norm > 1e-6:  # a still mouth or an even tone says nothing
