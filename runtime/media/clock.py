@@ -70,7 +70,9 @@ class LiveClock:
             self._epoch_s = now_s
         track = self._tracks[kind]
         t_s = self._time(track, pts_s, step_s, now_s)
-        if t_s is None or t_s <= track.last_s or t_s < 0:
+        if t_s is not None and t_s < 0:
+            return None  # sound from before the first picture: nobody misses it
+        if t_s is None or t_s <= track.last_s:
             self.unusable += 1
             return None
         track.last_s, track.arrived_s = t_s, now_s

@@ -28,7 +28,7 @@ from runtime.media import AudioChunk, Chunk, LiveSource, MediaInfo, Source, Vide
 MAX_PICTURES = 32  # waiting; a second and more at 25 a second
 MIN_PICTURES = 3
 MAX_PICTURE_BYTES = 96_000_000  # of all that wait, decoded; fewer large pictures wait
-MAX_SOUND_S = 10.0  # waiting
+MAX_SOUND_S = 3.0  # waiting
 JOIN_S = 1.0  # how long close waits for a source that is in the middle of a read
 DEFAULT_PATIENCE_S = 2.0
 

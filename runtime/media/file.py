@@ -27,9 +27,9 @@ from runtime.media import AudioChunk, MediaInfo, VideoChunk
 from runtime.media.decoding import (
     MAX_FPS,
     Resampler,
+    RgbConverter,
     check_size,
     clean_samples,
-    frame_to_rgb,
     import_av,
     pick_streams,
     reason_of,
@@ -96,6 +96,7 @@ class FileSource:
 
     def __init__(self, path: str | os.PathLike[str], *, sample_rate_hz: int = 16_000) -> None:
         self._av = import_av()
+        self._to_rgb = RgbConverter(self._av)
         self._path = _local_file(path)
         self._rate_hz = sample_rate_hz
         self._packets_damaged = 0
@@ -155,7 +156,7 @@ class FileSource:
 
     def _pick_streams(self) -> tuple[Any, Any]:
         """The first moving picture (cover art is none) and the first sound with a decoder."""
-        video, audio = pick_streams(self._av, self._container, str(self._path), threading="AUTO")
+        video, audio = pick_streams(self._av, self._container, str(self._path), thread_type="AUTO")
         starts = [float(s.start_time * s.time_base) for s in (video, audio) if s and s.start_time]
         # A stream without a stated start begins at 0, which may be before the other one's.
         unstated = any(s is not None and not s.start_time for s in (video, audio))
@@ -227,7 +228,7 @@ class FileSource:
         if t_s is None:
             return None
         self._end_s = max(self._end_s, t_s + step_s)
-        return VideoChunk(t_s, partial(frame_to_rgb, frame))
+        return VideoChunk(t_s, partial(self._to_rgb, frame))
 
     def _audio_chunks(self, frames: list[Any]) -> Iterator[AudioChunk]:
         for frame in frames:

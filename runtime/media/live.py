@@ -100,7 +100,7 @@ class Reconnecting(ABC, Generic[Handle]):
                         if self._stop.is_set():
                             return
                 except MediaError as err:
-                    reason = str(err)
+                    reason = str(err).removeprefix(f"{self.name}: ")
                     if isinstance(err, StallError):
                         self.drops["stall"] += 1
                     if not ever:

@@ -2,12 +2,13 @@
 """Pictures and sound of a network stream through PyAV (FFmpeg): RTSP, and what HTTP carries.
 
 Time.  Timestamps of the sender, placed on one clock by :class:`runtime.media.clock.LiveClock`.
-Frames are decoded without frame threads and without reordering delay of our own, and buffering by
-FFmpeg is off: what arrives is given out at once.
+Frames are decoded without frame threads, which would each add a picture's delay.  What FFmpeg reads
+of RTSP to find out what it is (up to a second) is not kept: it would only be late.
 
 Faults.  A connection that ends, breaks off or gives no picture for ``stall_s`` is made again (see
 :mod:`runtime.media.live`); packets that do not decode are counted and passed over; resolution,
 sample rate and the presence of sound may change from connection to connection and within one.
+A machine that is too slow to decode everything leaves pictures out rather than fall behind.
 
 Trust.  Protocols and formats by kind of address (:mod:`runtime.media.address`).  Certificates of
 ``rtsps`` and ``https`` are not checked: FFmpeg does not by default, and cameras sign their own.
@@ -27,9 +28,9 @@ from runtime.media.clock import LiveClock, SoundClock
 from runtime.media.decoding import (
     MAX_FPS,
     Resampler,
+    RgbConverter,
     check_size,
     clean_samples,
-    frame_to_rgb,
     import_av,
     pick_streams,
     reason_of,
@@ -40,6 +41,9 @@ OPEN_TIMEOUT_S = 5.0
 STALL_S = 5.0
 HLS_PATIENCE_S = 30.0  # segments of up to ten seconds arrive at once
 TRANSPORTS = ("tcp", "udp")
+BEHIND_S = 1.0  # later than the soonest arrival: only key pictures are decoded
+CAUGHT_UP_S = 0.25  # and all of them again from here
+GIVE_UP_S = 5.0  # as late as this a new connection, without what has piled up, is quicker
 ANALYSE = {"analyzeduration": "1000000", "probesize": "1000000"}  # microseconds, bytes
 LOW_LATENCY = {"fflags": "nobuffer", "flags": "low_delay"}
 
@@ -81,6 +85,7 @@ class NetworkSource(Reconnecting[Any]):
             raise UsageError(f"RTSP goes over {' or '.join(TRANSPORTS)}, not {transport}")
         super().__init__(public_name(url), notice)
         self._av = import_av()
+        self._to_rgb = RgbConverter(self._av)
         self._url = url
         self._rate_hz = sample_rate_hz
         self._timeouts = (open_timeout_s, stall_s)
@@ -89,13 +94,14 @@ class NetworkSource(Reconnecting[Any]):
             "protocol_whitelist": access.protocols,
             "format_whitelist": access.formats,
             **ANALYSE,
-            **LOW_LATENCY,
         }
         if scheme_of(url) in ("rtsp", "rtsps"):
-            self._options["rtsp_transport"] = transport
+            self._options |= {"rtsp_transport": transport, **LOW_LATENCY}
         self._clock = LiveClock()
         self._sound_clock = SoundClock(sample_rate_hz)
         self._resampler: Resampler | None = None
+        self._picture_s = 0.0  # stream time of the last one
+        self._hurrying = False
         container = self._begin()
         try:
             self.info = self._describe(container)
@@ -121,7 +127,7 @@ class NetworkSource(Reconnecting[Any]):
         handle.close()
 
     def _describe(self, container: Any) -> MediaInfo:
-        video, audio = pick_streams(self._av, container, self.name, threading="SLICE")
+        video, audio = pick_streams(self._av, container, self.name, thread_type="SLICE")
         rate = video.average_rate or video.guessed_rate if video is not None else None
         fps = float(rate) if rate else 0.0
         hls = container.format.name == "hls"
@@ -140,10 +146,11 @@ class NetworkSource(Reconnecting[Any]):
         )
 
     def _chunks(self, handle: Any) -> Iterator[Chunk]:
-        video, audio = pick_streams(self._av, handle, self.name, threading="SLICE")
+        video, audio = pick_streams(self._av, handle, self.name, thread_type="SLICE")
         if self.info.has_video and video is None:
             raise MediaError(f"{self.name}: gives no picture any more")
         self._resampler = Resampler(self._av, self._rate_hz)
+        self._hurrying = False
         heard = time.monotonic()  # of what must not stall: the picture, or else the sound
         for packet in self._packets(handle, [s for s in (video, audio) if s is not None]):
             for frame in self._decode(packet):
@@ -151,11 +158,27 @@ class NetworkSource(Reconnecting[Any]):
                 if isinstance(frame, self._av.VideoFrame):
                     heard = now
                     yield from self._picture(frame, video, now)
+                    self._keep_up(video)
                 else:
                     heard = heard if video is not None else now
                     yield from self._sound(frame, now)
             if time.monotonic() - heard > self._stall_s:
                 raise StallError(f"{self.name}: no picture for {self._stall_s:g} s")
+
+    def _keep_up(self, video: Any) -> None:
+        """Where this machine cannot decode all that is sent in time, the rest waits in the network
+        and lag would grow without an end.  Pictures are left out instead, undecoded."""
+        if not self.paced:
+            return
+        behind_s = time.monotonic() - self._clock.captured_s(self._picture_s)
+        if behind_s > GIVE_UP_S:
+            raise MediaError(f"{self.name}: {behind_s:.1f} s behind")
+        context = video.codec_context
+        if behind_s > BEHIND_S and not self._hurrying:
+            self._hurrying, context.skip_frame = True, "NONKEY"
+            self.drops["behind"] += 1
+        elif behind_s < CAUGHT_UP_S and self._hurrying:
+            self._hurrying, context.skip_frame = False, "DEFAULT"
 
     def _packets(self, container: Any, streams: list[Any]) -> Iterator[Any]:
         packets = container.demux(*streams)
@@ -186,7 +209,8 @@ class NetworkSource(Reconnecting[Any]):
         pts_s = _seconds(frame.pts, frame.time_base or stream.time_base)
         t_s = self._place("video", pts_s, 1 / (self.info.fps or 25.0), now)
         if t_s is not None:
-            yield VideoChunk(t_s, partial(frame_to_rgb, frame), self._clock.captured_s(t_s))
+            self._picture_s = t_s
+            yield VideoChunk(t_s, partial(self._to_rgb, frame), self._clock.captured_s(t_s))
 
     def _sound(self, frame: Any, now: float) -> Iterator[AudioChunk]:
         assert self._resampler is not None

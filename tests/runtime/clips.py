@@ -44,6 +44,7 @@ def write_clip(
     rotation: int = 0,
     options: dict[str, str] | None = None,
     rate: int | Fraction | None = None,
+    gop: int | None = None,
 ) -> Path:
     """A clip with pictures at ``times_ms`` (default: ``fps`` for ``seconds``) and mono sound."""
     if times_ms is None:
@@ -56,6 +57,8 @@ def write_clip(
             stream.width, stream.height = size
             stream.pix_fmt = pix_fmt
             stream.codec_context.time_base = Fraction(1, TICKS_HZ)
+            if gop is not None:  # a key picture every so many
+                stream.codec_context.gop_size = gop
             if rotation:
                 stream.set_display_rotation(rotation)
         audio: Any = None

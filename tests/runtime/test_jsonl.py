@@ -94,3 +94,34 @@ def test_a_full_disk_is_one_line() -> None:
         JsonLinesSink("/dev/full") as sink,
     ):
         sink.write(verdict())
+
+
+# Live
+
+
+def test_a_live_sources_lines_are_in_the_file_at_once_and_added(tmp_path: Path) -> None:
+    target = tmp_path / "out.jsonl"
+    target.write_text("older\n")
+    with JsonLinesSink(target, live=True) as sink:
+        for n in range(1, 4):
+            sink.write(verdict())
+            assert target.read_text().count("\n") == n + 1
+    lines = target.read_text().splitlines()
+    assert lines[0] == "older"
+    assert json.loads(lines[3])["label"] == "fake"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_line_that_was_torn_stays_apart_from_the_new_ones(tmp_path: Path) -> None:
+    target = tmp_path / "out.jsonl"
+    target.write_text('{"torn')
+    with JsonLinesSink(target, live=True) as sink:
+        sink.write(verdict())
+    first, second = target.read_text().splitlines()
+    assert first == '{"torn'
+    assert json.loads(second)["label"] == "fake"
+
+
+def test_a_live_file_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot write"):
+        JsonLinesSink(tmp_path / "none" / "out.jsonl", live=True)

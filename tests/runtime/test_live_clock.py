@@ -47,6 +47,15 @@ def test_stream_time_starts_at_the_first_item_and_keeps_both_together() -> None:
     assert found["audio"] == pytest.approx([i * STEP_S + 0.01 for i in range(50)])
 
 
+def test_sound_from_before_the_first_picture_is_left_out_and_is_no_fault() -> None:
+    clock = LiveClock()
+    items: list[tuple[str, float | None, float]] = [("video", 10.0, 5.0)]
+    items += [("audio", 9.8 + i * STEP_S, 5.0) for i in range(10)]
+    found = by_kind(items, play(clock, items))
+    assert found["audio"] == pytest.approx([i * STEP_S for i in range(5)])
+    assert (clock.jumps, clock.unusable) == (0, 0)
+
+
 @pytest.mark.parametrize("jump", [-1000.0, -3.0, 90_000.0, 2**33 / 90_000, -(2**33) / 90_000])
 def test_a_jump_or_wrap_of_both_timestamps_goes_on_where_time_is(jump: float) -> None:
     """2^33 ticks of 90 kHz are where MPEG-TS wraps around."""
