@@ -12,6 +12,11 @@ its peak memory is that of a stream and of nothing else.  Reported:
 - peak resident memory;
 - model time for one more verdict: with the feature cache, by encoding its whole window again, and
   what it was within the stream, where face detection and decoding compete for the same caches.
+
+    python -m benchmarks.stream --streams N|auto [--run-for 30] [--bound-ms 150]
+
+plays that clip as N cameras at once, in real time, in one process, and says whether the machine
+holds them (:mod:`benchmarks.streams`); ``auto`` finds the largest N.
 """
 
 from __future__ import annotations
@@ -33,6 +38,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import streams
 from benchmarks.environment import describe, peak_memory_mb
 from runtime.backends import Backend, FusionOutput
 from runtime.errors import DependencyError, UsageError
@@ -317,6 +323,17 @@ def parse_seconds(text: str) -> float:
     return seconds
 
 
+def parse_streams(text: str) -> int | str:
+    """A number of streams from 1, or auto."""
+    if text == "auto":
+        return text
+    if not text.isdecimal() or not 1 <= int(text) <= streams.MAX_STREAMS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a number from 1 to {streams.MAX_STREAMS} nor auto"
+        )
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         prog="python -m benchmarks.stream", description="Speed and memory of one whole stream."
@@ -331,6 +348,16 @@ def parser() -> argparse.ArgumentParser:
         "--provider", choices=("cpu", "cuda"), help="of ONNX Runtime (default: cpu)"
     )
     options.add_argument("--threads", type=int, help="of the model (default: its backend's)")
+    options.add_argument(
+        "--streams", type=parse_streams, metavar="N|auto", help="live streams at the same time"
+    )
+    options.add_argument(
+        "--run-for", type=parse_seconds, default=30.0, metavar="SECONDS", help="of --streams"
+    )
+    options.add_argument(
+        "--bound-ms", type=float, default=streams.BOUND_MS, metavar="MS",
+        help="of --streams: 99th percentile from capture to verdict (default: %(default)g)",
+    )  # fmt: skip
     options.add_argument("--output", type=Path, metavar="FILE.json")
     options.add_argument(
         "--as-is",
@@ -353,6 +380,9 @@ def _run(options: argparse.Namespace) -> int:
         options.source = sample_clip()
     if options.as_is:
         chosen = {k: getattr(options, k) for k in ("model", "provider", "threads")}
+        if options.streams is not None:
+            print(json.dumps(_measure_streams(options, chosen)))
+            return 0
         print(json.dumps(measure(options.source, **chosen)))
         return 0
     width, height = options.size
@@ -366,6 +396,8 @@ def _run(options: argparse.Namespace) -> int:
             command += ["--provider", options.provider]
         if options.threads is not None:
             command += ["--threads", str(options.threads)]
+        if options.streams is not None:
+            return _streams(options, command)
         print("streaming it ...", file=sys.stderr)
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
@@ -384,6 +416,56 @@ def _run(options: argparse.Namespace) -> int:
     }
     print(report(result))
     if options.output is not None:
+        write_json(options.output, result)
+        print(f"written: {options.output}", file=sys.stderr)
+    return 0
+
+
+def _measure_streams(options: argparse.Namespace, chosen: dict[str, Any]) -> streams.Trial:
+    from runtime.backends import load_backend
+
+    name = chosen.pop("model")
+    with load_backend(name, **chosen) as backend:
+        return streams.measure(
+            options.source,
+            options.streams,
+            seconds=options.run_for,
+            bound_ms=options.bound_ms,
+            backend=backend,
+        )
+
+
+def _streams(options: argparse.Namespace, command: list[str]) -> int:
+    command += ["--run-for", str(options.run_for), "--bound-ms", str(options.bound_ms)]
+
+    def trial(count: int) -> streams.Trial:
+        print(f"{count} streams for {options.run_for:g} s ...", file=sys.stderr, flush=True)
+        return streams.run_trial(command, count)
+
+    auto = options.streams == "auto"
+    trials = streams.find(trial) if auto else [trial(options.streams)]
+    width, height = options.size
+    held = streams.most(trials)
+    for one in sorted(trials, key=lambda t: t["streams"]):
+        print(streams.line(one))
+    if auto:
+        print(f"this machine holds {held} streams of {width}x{height} at {FPS} frames/s")
+    if options.output is not None:
+        result = {
+            "benchmark": "streams",
+            "schema_version": 1,
+            **describe(),
+            "settings": {
+                "source": options.source.name,
+                "size": f"{width}x{height}",
+                "fps": FPS,
+                "run_for_s": options.run_for,
+                "bound_ms": options.bound_ms,
+                "max_loss": streams.MAX_LOSS,
+            },
+            "holds": held,
+            "trials": trials,
+        }
         write_json(options.output, result)
         print(f"written: {options.output}", file=sys.stderr)
     return 0

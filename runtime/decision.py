@@ -18,13 +18,15 @@ The rules, in words.
   too_short             the stream ended before one window was full
   no_face               no face, or the face was not in view throughout the window
   face_too_small        its median width is below ``min_face_px``
+  face_turned           its median turn to a side is above :data:`MAX_TURN_DEG`
   too_many_drops        pictures are missing for longer than ``max_gap_tokens``
   no_audio              no sound, or not throughout the window
   no_speech             fewer than ``min_speech_fraction`` of the tokens are loud enough
   av_clock_unreliable   the sound's timestamps jump by more than 200 ms in all
   out_of_domain         the encoders cannot read this face and this sound: the running mean of
                         their :func:`runtime.alignment.clarity` is below ``min_clarity``
-  no_active_speaker     of several faces this one does not match the sound best, or none does
+  no_active_speaker     of several faces this one is not the one that speaks, or none is known
+                        to be: :mod:`runtime.speaker`
   uncertain             see above
   ===================== ======================================================================
 
@@ -46,6 +48,7 @@ from runtime.alignment import lag_peak
 from runtime.spec import FAKE, PairSpec, StreamSpec
 from runtime.verdict import Label, Reason
 
+MAX_TURN_DEG = 35.0  # by runtime.faces.turn_deg: the far corner of the mouth begins to hide
 MAX_CLOCK_ERROR_S = 0.2  # corrections of the sound's clock that one window tolerates
 OFFSET_WINDOWS = 5  # whose lag curves are averaged
 STABLE_WINDOWS = 3  # in a row must show one offset before it is compensated
@@ -63,6 +66,7 @@ class WindowFacts:
     sound_throughout: bool
     speech_fraction: float
     clock_error_s: float  # sum of the corrections of the sound's clock in the window
+    face_turn_deg: float = 0.0  # median over the window; NaN without a face
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ class Decision:
         )
 
     def forget(self, face_id: int) -> None:
-        """A face that is gone; its track id is not used again."""
+        """A face that is gone; should it come back under its id, it starts anew."""
         self._faces.pop(face_id, None)
         self._clarity.pop(face_id, None)
 
@@ -175,6 +179,8 @@ class Decision:
             return picture
         if facts.face_width_px < self._min_face_px:  # False for NaN
             return Reason.FACE_TOO_SMALL
+        if facts.face_turn_deg > MAX_TURN_DEG:  # False for NaN
+            return Reason.FACE_TURNED
         if picture or sound:
             return picture or sound
         if clock:

@@ -7,8 +7,13 @@
 * Follow: dlib's correlation tracker (Danelljan et al., 2014), every other token.  At intervals
   the detector looks again, only around each face, and drops what is no face any more; a face that
   it has not confirmed gives no crop.
+* Keep apart: a crop that does not look like its face (somebody has stepped in front, the shot has
+  changed) is withheld and the detector asked at once.  A face that is lost keeps its id for a while
+  and is looked for where it should be; :mod:`runtime.tracks` says who may come back as whom.
 * Align: dlib's 5-point predictor (Kazemi & Sullivan, 2014) and a similarity onto its mean face.
   The 68-point model is not used: its data does not allow commercial use.
+* Turn: how far the base of the nose stands beside the middle of the eyes says how far the head is
+  turned to a side.  A nod shows in two points of the profile only, and is not measured.
 
 Everything is deterministic and synchronous; one :class:`FaceTracker` serves one stream.
 """
@@ -26,10 +31,21 @@ import numpy.typing as npt
 
 from runtime.errors import DependencyError
 from runtime.spec import FaceSpec
+from runtime.tracks import (
+    OTHER_LOOKS,
+    REACQUIRE_TOKENS,
+    Box,
+    Looks,
+    Motion,
+    assign,
+    colours_of,
+    iou,
+    width,
+)
 
 UInt8 = npt.NDArray[np.uint8]
+Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
-Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the frame
 
 # dlib's 5-point mean face in the unit square: centres of the left and right eye as seen in the
 # picture (means of the two corners), and the base of the nose.
@@ -43,6 +59,11 @@ SAME_FACE_IOU = 0.3
 KEEP_TRACKER_IOU = 0.5  # below it the tracker starts anew from the detection
 FINE_SEARCH = 2.0  # how much larger every other search is while no face is followed
 MAX_UPSCALE = 2.0  # larger adds no detail
+DUPLICATE_IOU = 0.5  # two faces that overlap more are one, followed twice
+OVERLAP_IOU = 0.05  # from here a crop may show both faces, and what they look like is not learnt
+MAX_LOOK_MARGIN = 1.6  # of the width of a lost face, on each side of where it should be
+LOST_LOOK_TOKENS = 5  # between two looks for it
+NOSE_DEPTH = 0.3  # of the nose's base before the eyes, in distances between the eyes; approximate
 
 
 @dataclass(frozen=True)
@@ -55,6 +76,14 @@ class Face:
     landmarks: Float64  # [3, 2] pixels of the frame: left and right eye as seen, base of the nose
     width_px: float  # of the box, in source pixels
     confidence: float  # margin of the detection that last confirmed the face, 0 and up
+    turn_deg: float = 0.0  # of the head to a side, 0 and up; approximate
+
+
+@dataclass(frozen=True)
+class _Picture:
+    frame: UInt8  # [H, W, 3] RGB
+    grey: UInt8  # [H, W]
+    token: int
 
 
 @dataclass
@@ -64,7 +93,10 @@ class _Track:
     box: Box
     score: float
     next_look: int  # token
+    looks: Looks
+    motion: Motion
     misses: int = 0
+    odd: bool = False  # the newest crop did not look like the face
     landmarks: Float64 | None = field(default=None)  # [3, 2], smoothed
 
 
@@ -82,76 +114,140 @@ class FaceTracker:
     def reset(self) -> None:
         """Forget every face (a new shot, a new source); ids are not used again."""
         self._tracks: list[_Track] = []
+        self._lost: list[_Track] = []
         self._next_follow = 0
         self._next_search = 0
         self._searches = 0
 
     def update(self, frame: UInt8, token: int) -> list[Face]:
-        """frame: [H, W, 3] RGB of grid position ``token`` (rising) -> its faces, oldest first."""
+        """frame: [H, W, 3] RGB of grid position ``token`` (rising) -> its faces, by id."""
         assert frame.shape[2:] == (3,), f"RGB [H, W, 3] expected, got {frame.shape}"
         assert frame.dtype == np.uint8, frame.dtype
         grey = self._cv2.cvtColor(frame, self._cv2.COLOR_RGB2GRAY)
+        picture = _Picture(frame, grey, token)
         if token >= self._next_follow:
-            self._follow(grey)
+            self._follow(picture)
             self._next_follow = token + self.spec.track_every_tokens
-        for track in self._tracks:
+        for track in list(self._tracks):
             if token >= track.next_look:
-                self._confirm(track, grey, token)
-        self._tracks = [t for t in self._tracks if t.misses < MAX_MISSES]
+                self._confirm(track, picture)
+        for track in list(self._tracks):
+            if track.misses >= MAX_MISSES:
+                self._lose(track, picture)
+        self._lost = [t for t in self._lost if token - t.motion.token <= REACQUIRE_TOKENS]
+        for track in list(self._lost):
+            if token >= track.next_look and track in self._lost:
+                self._look_for(track, picture)
         if token >= self._next_search:
-            self._search(grey, token)
-        return [self._face(t, frame, grey) for t in self._tracks if t.misses == 0]
+            self._search(picture)
+        shown = [self._face(track, picture) for track in self._tracks if track.misses == 0]
+        return [face for face in shown if face is not None]
 
-    def _follow(self, grey: UInt8) -> None:
-        kept = []
-        for track in self._tracks:
-            quality = track.tracker.update(grey)
+    def _follow(self, picture: _Picture) -> None:
+        for track in list(self._tracks):
+            quality = track.tracker.update(picture.grey)
             track.box = _to_box(track.tracker.get_position())
-            if quality >= self.spec.min_track_quality and _inside(track.box, grey):
-                kept.append(track)
-        if len(kept) < len(self._tracks):
-            self._next_search = 0  # look for the lost face at once
-        self._tracks = kept
+            if quality < self.spec.min_track_quality or not _inside(track.box, picture.grey):
+                self._lose(track, picture)
+        for i, track in enumerate(list(self._tracks)):
+            for other in self._tracks[i + 1 :]:
+                if track in self._tracks and iou(track.box, other.box) > DUPLICATE_IOU:
+                    self._lose(self._less_like(track, other, picture), picture)
 
-    def _confirm(self, track: _Track, grey: UInt8, token: int) -> None:
+    def _lose(self, track: _Track, picture: _Picture) -> None:
+        """Follow it no more; it is looked for, at once in the whole picture."""
+        self._tracks.remove(track)
+        track.misses, track.odd, track.landmarks = 0, False, None
+        track.next_look = picture.token + LOST_LOOK_TOKENS
+        self._lost.append(track)
+        self._lost = self._lost[-self.spec.max_faces :]
+        self._next_search = 0
+
+    def _less_like(self, a: _Track, b: _Track, picture: _Picture) -> _Track:
+        """Of two tracks on one face the one that does not belong there."""
+        distances = [t.looks.distance(self._colours_at(t.box, picture)) for t in (a, b)]
+        return a if distances[0] > distances[1] else b
+
+    def _confirm(self, track: _Track, picture: _Picture) -> None:
         """Let the detector look at the surroundings of one face, at a size where it is quick."""
-        x0, y0, x1, y1 = track.box
-        margin = CONFIRM_MARGIN * (x1 - x0)
-        left, top = max(0, int(x0 - margin)), max(0, int(y0 - margin))
-        region = grey[top : int(y1 + margin) + 1, left : int(x1 + margin) + 1]
-        found = self._detect(region, CONFIRM_FACE_PX / (x1 - x0), (left, top))
-        found = [(b, s) for b, s in found if _iou(b, track.box) >= SAME_FACE_IOU]
+        found = self._look(picture, track.box, CONFIRM_MARGIN)
+        found = [(b, s) for b, s in found if iou(b, track.box) >= SAME_FACE_IOU]
         if not found:
             track.misses += 1
             track.landmarks = None
-            track.next_look = token + RETRY_TOKENS
+            track.next_look = picture.token + RETRY_TOKENS
             return
-        box, track.score = max(found, key=lambda item: item[1])
-        track.misses = 0
-        track.next_look = token + self.spec.detect_every_tokens
-        if _iou(box, track.box) < KEEP_TRACKER_IOU:
+        box, score = max(found, key=lambda item: item[1])
+        if track.looks.distance(self._colours_at(box, picture)) > OTHER_LOOKS:
+            self._lose(track, picture)  # it is a face, but another one: the search finds whose
+            return
+        track.score, track.misses, track.odd = score, 0, False
+        track.next_look = picture.token + self.spec.detect_every_tokens
+        if iou(box, track.box) < KEEP_TRACKER_IOU:
             track.box = box
-            track.tracker.start_track(grey, self._rectangle(box, float_=True))
+            track.tracker.start_track(picture.grey, self._rectangle(box, float_=True))
 
-    def _search(self, grey: UInt8, token: int) -> None:
+    def _look_for(self, track: _Track, picture: _Picture) -> None:
+        """Let the detector look where a lost face should be."""
+        track.next_look = picture.token + LOST_LOOK_TOKENS
+        box = track.motion.predicted(picture.token)
+        margin = CONFIRM_MARGIN + track.motion.gate_px(picture.token) / width(box)
+        if _inside(box, picture.grey):
+            self._claim(self._look(picture, box, min(margin, MAX_LOOK_MARGIN)), picture)
+
+    def _look(self, picture: _Picture, box: Box, margin: float) -> list[tuple[Box, float]]:
+        """What the detector finds around ``box``, ``margin`` of its width on each side."""
+        x0, y0, x1, y1 = box
+        by = margin * (x1 - x0)
+        left, top = max(0, int(x0 - by)), max(0, int(y0 - by))
+        region = picture.grey[top : int(y1 + by) + 1, left : int(x1 + by) + 1]
+        return self._detect(region, CONFIRM_FACE_PX / (x1 - x0), (left, top))
+
+    def _search(self, picture: _Picture) -> None:
         """Look at the whole picture for faces that are not followed yet."""
+        grey = picture.grey
         fine = not self._tracks and self._searches % 2 == 1
         self._searches += 1
         scale = self.spec.detect_width_px / grey.shape[1] * (FINE_SEARCH if fine else 1.0)
         longest = self.spec.detect_width_px * (FINE_SEARCH if fine else 1.0)
         scale = min(scale, longest / grey.shape[0], MAX_UPSCALE * (FINE_SEARCH if fine else 1.0))
-        for box, score in sorted(self._detect(grey, scale, (0, 0)), key=lambda item: -item[1]):
-            if any(_iou(box, t.box) >= SAME_FACE_IOU for t in self._tracks):
-                continue
-            if len(self._tracks) >= self.spec.max_faces:
-                break
-            tracker = self._dlib.correlation_tracker()
-            tracker.start_track(grey, self._rectangle(box, float_=True))
-            look = token + self.spec.detect_every_tokens
-            self._tracks.append(_Track(self._next_id, tracker, box, score, look))
-            self._next_id += 1
+        self._claim(self._detect(grey, scale, (0, 0)), picture)
         wait = self.spec.rescan_every_tokens if self._tracks else self.spec.search_every_tokens
-        self._next_search = token + wait
+        self._next_search = picture.token + wait
+
+    def _claim(self, found: list[tuple[Box, float]], picture: _Picture) -> None:
+        """Follow the faces found that nobody follows: lost ones under their ids, others anew."""
+        free = [
+            item
+            for item in sorted(found, key=lambda item: -item[1])
+            if not any(iou(item[0], t.box) >= SAME_FACE_IOU for t in self._tracks)
+        ][: self.spec.max_faces - len(self._tracks)]
+        colours = [self._colours_at(box, picture) for box, _ in free]
+        costs = [
+            [self._cost(track, box, seen, picture.token) for track in self._lost]
+            for (box, _), seen in zip(free, colours, strict=True)
+        ]
+        lost = list(self._lost)
+        for (box, score), seen, index in zip(free, colours, assign(costs), strict=True):
+            tracker = self._dlib.correlation_tracker()
+            tracker.start_track(picture.grey, self._rectangle(box, float_=True))
+            look = picture.token + self.spec.detect_every_tokens
+            if index is None:
+                motion = Motion(box, picture.token)
+                track = _Track(self._next_id, tracker, box, score, look, Looks(seen), motion)
+                self._next_id += 1
+            else:
+                track = lost[index]
+                self._lost.remove(track)
+                track.tracker, track.box, track.score, track.next_look = tracker, box, score, look
+                track.motion = Motion(box, picture.token)
+            self._tracks.append(track)
+        self._tracks.sort(key=lambda t: t.track_id)
+
+    def _cost(self, track: _Track, box: Box, seen: Float32, token: int) -> float:
+        distance = track.looks.distance(seen)
+        possible = distance <= OTHER_LOOKS and track.motion.reaches(box, token)
+        return distance if possible else math.inf
 
     def _detect(
         self, grey: UInt8, scale: float, origin: tuple[int, int]
@@ -179,24 +275,61 @@ class FaceTracker:
             found.append((box, float(score)))
         return found
 
-    def _face(self, track: _Track, frame: UInt8, grey: UInt8) -> Face:
-        shape = self._predictor(grey, self._rectangle(track.box))
-        points = np.array([[p.x, p.y] for p in shape.parts()], np.float64)  # [5, 2]
-        # dlib's order: right-hand eye (outer, inner), left-hand eye (outer, inner), nose
-        eyes = [(points[2] + points[3]) / 2, (points[0] + points[1]) / 2]
-        landmarks = np.stack([*eyes, points[4]])  # [3, 2]
+    def _face(self, track: _Track, picture: _Picture) -> Face | None:
+        """None: the crop does not look like the face."""
+        landmarks = self._landmarks(track.box, picture.grey)
         if track.landmarks is not None:
             weight = self.spec.landmark_smoothing
             landmarks = weight * landmarks + (1 - weight) * track.landmarks
         track.landmarks = landmarks
-        crop = align(frame, landmarks, self.spec)
-        width = track.box[2] - track.box[0]
-        return Face(track.track_id, crop, track.box, landmarks, width, max(0.0, track.score))
+        crop = align(picture.frame, landmarks, self.spec)
+        seen = colours_of(crop, self._cv2)
+        if track.looks.distance(seen) > OTHER_LOOKS:
+            if not track.odd:  # ask the detector in the next picture, later in the usual turn
+                track.odd, track.next_look = True, picture.token + 1
+            return None
+        track.odd = False
+        track.motion.moved_to(track.box, picture.token)
+        if not any(t is not track and iou(t.box, track.box) > OVERLAP_IOU for t in self._tracks):
+            track.looks.learn(seen)
+        return Face(
+            track_id=track.track_id,
+            crop=crop,
+            box=track.box,
+            landmarks=landmarks,
+            width_px=width(track.box),
+            confidence=max(0.0, track.score),
+            turn_deg=turn_deg(landmarks),
+        )
+
+    def _colours_at(self, box: Box, picture: _Picture) -> Float32:
+        landmarks = self._landmarks(box, picture.grey)
+        return colours_of(align(picture.frame, landmarks, self.spec), self._cv2)
+
+    def _landmarks(self, box: Box, grey: UInt8) -> Float64:
+        """Left and right eye as seen and the base of the nose: [3, 2] pixels."""
+        shape = self._predictor(grey, self._rectangle(box))
+        points = np.array([[p.x, p.y] for p in shape.parts()], np.float64)  # [5, 2]
+        # dlib's order: right-hand eye (outer, inner), left-hand eye (outer, inner), nose
+        eyes = [(points[2] + points[3]) / 2, (points[0] + points[1]) / 2]
+        return np.stack([*eyes, points[4]])
 
     def _rectangle(self, box: Box, *, float_: bool = False) -> Any:
         if float_:
             return self._dlib.drectangle(*box)
         return self._dlib.rectangle(*(round(v) for v in box))
+
+
+def turn_deg(landmarks: Float64) -> float:
+    """Landmarks [3, 2] (eyes, nose) -> how far the head is turned to a side, in degrees, 0 and up.
+
+    Turned by ``a``, the eyes' distance ``e`` shrinks to ``e cos a`` and the nose, which stands
+    ``NOSE_DEPTH e`` before them, moves aside by ``NOSE_DEPTH e sin a``.  Rolling changes nothing.
+    """
+    between = landmarks[1] - landmarks[0]
+    aside = (landmarks[2] - (landmarks[0] + landmarks[1]) / 2) @ between
+    square = max(float(between @ between), 1e-12)
+    return math.degrees(math.atan(abs(float(aside)) / square / NOSE_DEPTH))
 
 
 def template(spec: FaceSpec) -> Float64:
@@ -278,13 +411,3 @@ def _inside(box: Box, grey: UInt8) -> bool:
     """At least the centre lies in the picture, and the box has a size."""
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     return box[2] - box[0] >= 8 and 0 <= x < grey.shape[1] and 0 <= y < grey.shape[0]
-
-
-def _iou(a: Box, b: Box) -> float:
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    both = width * height
-    area = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
-    return both / (area - both)

@@ -32,6 +32,7 @@ from runtime.media import (
     VideoChunk,
 )
 from runtime.media.feed import Feed
+from runtime.model_calls import Steps, drive
 from runtime.session import Session, Stats
 from runtime.sinks import MediaSink, Picture, Sink, StartSink
 from runtime.spec import StreamSpec
@@ -107,6 +108,7 @@ class Summary:
     ended: str = ""  # why a live source ended: the name of a signal, or what the source says
     drops: dict[str, int] = field(default_factory=dict)  # of a live source, by cause
     lag: LagReport | None = None  # of a live source
+    shed_s: float = 0.0  # seconds in which less than everything was done, to keep up
     clock: ClockReport = field(default_factory=ClockReport)  # of a live source
     offsets_ms: dict[float, int] = field(default_factory=dict)  # measured A/V offset -> windows
 
@@ -161,7 +163,7 @@ def run(
     Raises :class:`UsageError` when nothing is left to judge, :class:`runtime.errors.MediaError`
     from the source and :class:`runtime.errors.DependencyError` from the session.
     """
-    one = _Run(source, backend, sinks, stream, with_audio, name)
+    one = StreamRun(source, backend, sinks, stream, with_audio, name)
     start = time.perf_counter()
     try:
         if source.live:
@@ -176,8 +178,8 @@ def run(
     return one.finish(time.perf_counter() - start)
 
 
-class _Run:
-    """A session, its sinks and its summary."""
+class StreamRun:
+    """A session, its sinks and its summary; :func:`run` and :mod:`runtime.scheduler` feed it."""
 
     def __init__(
         self,
@@ -189,7 +191,7 @@ class _Run:
         name: str | None,
     ) -> None:
         info = source.info
-        self._source, self._sinks = source, sinks
+        self._source, self.backend, self._sinks = source, backend, sinks
         self._name = name = info.name if name is None else name
         self.has_video, self.has_audio = info.has_video, with_audio and info.has_audio
         if not self.has_video and not self.has_audio:
@@ -212,15 +214,22 @@ class _Run:
 
     def take(self, chunk: Chunk) -> bool:
         """Judge with one chunk more; were there verdicts?"""
+        return self.publish(drive(self.take_steps(chunk), self.backend))
+
+    def take_steps(self, chunk: Chunk) -> Steps:
+        """The same, step by step; whoever runs it publishes the verdicts."""
+        arrival = None
+        if chunk.captured_s is not None:  # waiting in a queue is part of the latency
+            arrival = time.perf_counter() - max(0.0, time.monotonic() - chunk.captured_s)
         if isinstance(chunk, VideoChunk):
             self._reached(chunk.t_s + 1 / (self._source.info.fps or 25.0))
-            return self.publish(self.session.push_video(chunk.t_s, chunk.convert))
+            return self.session.video_steps(chunk.t_s, chunk.convert, arrival)
         if not self.has_audio:
-            return False
+            return _nothing()
         self._reached(chunk.t_s + chunk.samples.size / self.rate_hz)
         for sink in self._media_sinks:
             sink.sound(self._name, chunk)
-        return self.publish(self.session.push_audio(chunk.t_s, chunk.samples))
+        return self.session.audio_steps(chunk.t_s, chunk.samples, arrival)
 
     def publish(self, verdicts: list[Verdict]) -> bool:
         for verdict in verdicts:
@@ -231,6 +240,10 @@ class _Run:
 
     def finish(self, wall_s: float) -> Summary:
         self.publish(self.session.finish())
+        return self.end(wall_s)
+
+    def end(self, wall_s: float) -> Summary:
+        """The session has finished: what is left to say, also to the sinks."""
         summary = self.summary
         summary.damaged, summary.warnings = self._source.damaged, list(self._source.warnings)
         summary.wall_s = wall_s
@@ -246,7 +259,13 @@ class _Run:
         self.summary.media_s = max(self.summary.media_s, t_s)
 
 
-def _read_live(one: _Run, source: Source, interrupt: Interrupt) -> None:
+def _nothing() -> Steps:
+    """No work."""
+    yield from ()
+    return []
+
+
+def _read_live(one: StreamRun, source: Source, interrupt: Interrupt) -> None:
     """Until the source ends or ``interrupt`` asks; an error of the source is raised."""
     lag = LagMeter()
     summary = one.summary
@@ -270,12 +289,20 @@ def _read_live(one: _Run, source: Source, interrupt: Interrupt) -> None:
         interrupt.graceful = False
 
 
-def _go_on_without(one: _Run, feed: Feed) -> None:
+def _go_on_without(one: StreamRun, feed: Feed) -> None:
     """What a live source has not sent for longer than its patience is not waited for."""
+    steps = go_on_without(one, feed)
+    if steps is not None:
+        one.publish(drive(steps, one.backend))
+
+
+def go_on_without(one: StreamRun, feed: Feed) -> Steps | None:
+    """The work that needs no waiting any more; None where everything flows."""
     video_s = feed.quiet_until_s(VideoChunk) if one.has_video else None
     audio_s = feed.quiet_until_s(AudioChunk) if one.has_audio else None
-    if video_s is not None or audio_s is not None:
-        one.publish(one.session.advance(video_s=video_s, audio_s=audio_s))
+    if video_s is None and audio_s is None:
+        return None
+    return one.session.advance_steps(video_s=video_s, audio_s=audio_s)
 
 
 def _timed(source: Source, stats: Stats) -> Iterator[Chunk]:

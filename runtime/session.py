@@ -10,15 +10,19 @@ Crops are encoded in batches that end where windows end, never by when chunks ha
 the verdicts do not depend on how picture and sound are interleaved.  Nothing older than a window
 is kept.  When one of the two streams falls :data:`MAX_WAIT_S` behind, windows no longer wait for
 it; what arrives after its window was judged is counted as late.
+
+Each ``push_`` has a twin that returns :data:`runtime.model_calls.Steps`: the same work, which stops
+wherever it needs the model.  :mod:`runtime.scheduler` steps many sessions and batches their calls.
+A session may be told to do less (:class:`Load`); what it then leaves out is counted.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,23 +33,24 @@ from runtime.backends.base import Backend, FusionOutput
 from runtime.decision import (
     MAX_CLOCK_ERROR_S,
     Decision,
-    OffsetTracker,
     WindowFacts,
     WindowScores,
     fake_minus_real,
 )
 from runtime.faces import Face, FaceTracker
 from runtime.media import Frame, Samples
+from runtime.model_calls import AnyReply, Encode, Fuse, Request, Steps, drive
+from runtime.rings import MISSING, FaceRing, SoundTrack
+from runtime.speaker import Candidate, find_speaker
 from runtime.spec import StreamSpec
 from runtime.timeline import TimelineError, VideoGrid
 from runtime.verdict import Label, Reason, Verdict
 
 MAX_WAIT_S = 10.0  # for the other stream
-CLOCK_TOLERANCE_S = 0.02  # rounding of timestamps in containers; beyond it the clock is corrected
-MISSING = -1  # in an array of token numbers
 
 Float32 = NDArray[np.float32]
-Tokens = NDArray[np.int64]
+_T = TypeVar("_T")
+_Asking = Generator[Request, AnyReply, _T]  # work that may need the model on its way to a _T
 LazyFrame = Frame | Callable[[], Frame]
 OnPicture = Callable[[float, Frame, Sequence[Face]], None]  # stream seconds, pixels, its faces
 
@@ -68,6 +73,8 @@ class Stats:
     dropped: int = 0  # pictures whose timestamp could not be used
     late: int = 0  # picture and sound tokens that came after their window
     clock_corrections: int = 0  # of the sound: gaps filled and overlaps cut
+    shed_windows: int = 0  # not judged, to save time
+    shed_pictures: int = 0  # not searched for faces, to save time
     crops: int = 0  # faces encoded
     verdicts: int = 0
     labels: dict[str, int] = field(default_factory=lambda: dict.fromkeys(map(str, Label), 0))
@@ -83,6 +90,21 @@ class Stats:
         """Share of verdicts that are no abstention; 0 without any."""
         judged = self.verdicts - self.labels[Label.ABSTAIN.value]
         return judged / self.verdicts if self.verdicts else 0.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """How much a session does: all of it, or less where the machine cannot keep up."""
+
+    hops: int = 1  # a window is judged every so many hops
+    pictures: int = 1  # a picture is searched every so many tokens; the others repeat it
+
+    def __post_init__(self) -> None:
+        if self.hops < 1 or self.pictures < 1:
+            raise ValueError(f"a load is counted from 1, not {self.hops} and {self.pictures}")
+
+
+FULL_LOAD = Load()
 
 
 def score_window(backend: Backend, frames: NDArray[np.uint8], audio: Float32) -> FusionOutput:
@@ -121,6 +143,7 @@ class Session:
     ) -> None:
         spec = backend.spec
         self.stats = Stats()
+        self.load = FULL_LOAD  # may be changed between two pushes
         self._backend, self._spec, self._source = backend, spec, source
         self._stream = stream or spec.stream
         self._has_video, self._has_audio = has_video, has_audio
@@ -131,41 +154,25 @@ class Session:
         self._tracker: Tracker = tracker if tracker is not None else FaceTracker(spec.face)
         self._on_picture = on_picture
         self._frame_shape: tuple[int, ...] = ()
-        self._faces: dict[int, _FaceRing] = {}
+        self._faces: dict[int, FaceRing] = {}
         self._pending: list[tuple[int, int, Frame]] = []  # (face, token, crop) not yet encoded
         self._gaps: set[int] = set()  # tokens without a picture
         self._first_picture: int | None = None  # token
+        self._last_search: int | None = None  # token of the last picture searched for faces
         self._video_tokens = 0
-        self._sound = _SoundTrack(AudioTokenizer(spec.audio))
+        self._sound = SoundTrack(AudioTokenizer(spec.audio))
         self._next_end = self._stream.window_tokens
+        self._judged_end = 0  # the first token that no window judged so far has held
         self._finished = False
         self._arrival = time.perf_counter()
 
     def push_video(self, t_s: float, frame: LazyFrame) -> list[Verdict]:
         """A picture, uint8 [H, W, 3] RGB, or a function that makes it (called only if used)."""
-        self._arrive()
-        try:
-            items = self._grid.push(t_s, frame)
-        except TimelineError:
-            self.stats.dropped += 1
-            return []
-        verdicts: list[Verdict] = []
-        for item in items:
-            self._take_picture(item.token, item.frame, item.fresh)
-            verdicts += self._ready_verdicts()
-        return verdicts
+        return drive(self.video_steps(t_s, frame), self._backend)
 
     def push_audio(self, t_s: float, samples: Samples) -> list[Verdict]:
         """Mono samples float [n] in [-1, 1], the first of them at ``t_s``."""
-        self._arrive()
-        verdicts: list[Verdict] = []
-        for piece in self._sound.on_clock(t_s, samples):
-            before = self._sound.tokens
-            with self._timed("audio"):
-                self._sound.take(piece)
-            self.stats.late += max(0, min(self._sound.tokens, self._judged_end) - before)
-            verdicts += self._ready_verdicts()
-        return verdicts
+        return drive(self.audio_steps(t_s, samples), self._backend)
 
     def advance(
         self, *, video_s: float | None = None, audio_s: float | None = None
@@ -175,45 +182,84 @@ class Session:
         For a live source that is silent, lost or broken: its windows abstain when their time has
         come instead of all at once when it is back.
         """
-        self._arrive()
+        return drive(self.advance_steps(video_s=video_s, audio_s=audio_s), self._backend)
+
+    def finish(self) -> list[Verdict]:
+        """The stream has ended: judge the windows that were still waiting."""
+        return drive(self.finish_steps(), self._backend)
+
+    def video_steps(self, t_s: float, frame: LazyFrame, arrival: float | None = None) -> Steps:
+        """As :meth:`push_video`, step by step; run it to its end before the next one is begun.
+
+        ``arrival`` is when the picture came, by :func:`time.perf_counter`; default: now.
+        """
+        self._arrive(arrival)
+        try:
+            items = self._grid.push(t_s, frame)
+        except TimelineError:
+            self.stats.dropped += 1
+            return []
+        verdicts: list[Verdict] = []
+        for item in items:
+            yield from self._take_picture(item.token, item.frame, item.fresh)
+            verdicts += yield from self._ready_verdicts()
+        return verdicts
+
+    def audio_steps(self, t_s: float, samples: Samples, arrival: float | None = None) -> Steps:
+        """As :meth:`push_audio`, step by step."""
+        self._arrive(arrival)
+        verdicts: list[Verdict] = []
+        for piece in self._sound.on_clock(t_s, samples):
+            before = self._sound.tokens
+            with self._timed("audio"):
+                self._sound.take(piece)
+            self.stats.late += max(0, min(self._sound.tokens, self._judged_end) - before)
+            verdicts += yield from self._ready_verdicts()
+        return verdicts
+
+    def advance_steps(
+        self, *, video_s: float | None = None, audio_s: float | None = None
+    ) -> Steps:
+        """As :meth:`advance`, step by step."""
+        self._arrive(None)
         verdicts: list[Verdict] = []
         if video_s is not None:
             for item in self._grid.advance(video_s):
-                self._take_picture(item.token, item.frame, item.fresh)
-                verdicts += self._ready_verdicts()
+                yield from self._take_picture(item.token, item.frame, item.fresh)
+                verdicts += yield from self._ready_verdicts()
         if audio_s is not None:
             for piece in self._sound.skip_to(audio_s):
                 with self._timed("audio"):
                     self._sound.take(piece)
-                verdicts += self._ready_verdicts()
+                verdicts += yield from self._ready_verdicts()
         return verdicts
 
-    def finish(self) -> list[Verdict]:
-        """The stream has ended: judge the windows that were still waiting."""
-        self._arrive()
+    def finish_steps(self) -> Steps:
+        """As :meth:`finish`, step by step."""
+        self._arrive(None)
         self._finished = True
         with self._timed("audio"):
             self._sound.finish()
         for item in self._grid.finish():
-            self._take_picture(item.token, item.frame, item.fresh)
+            yield from self._take_picture(item.token, item.frame, item.fresh)
         total = self._total_tokens()
         for item in self._grid.finish(total / self._hz):
-            self._take_picture(item.token, item.frame, item.fresh)
-        self._encode_pending()
+            yield from self._take_picture(item.token, item.frame, item.fresh)
+        yield from self._encode_pending()
         verdicts: list[Verdict] = []
         if total < self._stream.window_tokens:
             verdicts.append(self._too_short(total))
         while self._next_end <= total:
-            verdicts += self._judge_next()
+            verdicts += yield from self._judge_next()
         self._count()
         return verdicts
 
-    def _arrive(self) -> None:
+    def _arrive(self, arrival: float | None) -> None:
         if self._finished:
             raise RuntimeError("this session has finished; make a new one for another stream")
-        self._arrival = time.perf_counter()
+        self._arrival = time.perf_counter() if arrival is None else arrival
 
-    def _take_picture(self, token: int, frame: LazyFrame | None, fresh: bool) -> None:
+    def _take_picture(self, token: int, frame: LazyFrame | None, fresh: bool) -> _Asking[None]:
         """One token of the picture's grid."""
         self.stats.tokens += 1
         self._video_tokens = token + 1
@@ -226,9 +272,17 @@ class Session:
             if self._first_picture is None:
                 self._first_picture = token
             if fresh and token >= self._oldest:
-                self._find_faces(token, frame)
+                self._search_or_shed(token, frame)
         if (token + 1 - self._stream.window_tokens) % self._stream.hop_tokens == 0:
-            self._encode_pending()
+            yield from self._encode_pending()
+
+    def _search_or_shed(self, token: int, frame: LazyFrame) -> None:
+        last = self._last_search
+        if last is not None and token - last < self.load.pictures:
+            self.stats.shed_pictures += 1
+        else:
+            self._last_search = token
+            self._find_faces(token, frame)
 
     def _find_faces(self, token: int, frame: LazyFrame) -> None:
         with self._timed("decode"):
@@ -240,37 +294,32 @@ class Session:
                 self._frame_shape = pixels.shape
             found = self._tracker.update(pixels, token)
         for face in found:
-            ring = self._faces.setdefault(face.track_id, _FaceRing(self._stream))
-            ring.widths_px[token] = face.width_px
+            ring = self._faces.setdefault(face.track_id, FaceRing(self._stream))
+            ring.see(token, face)
             self._pending.append((face.track_id, token, face.crop))
         if self._on_picture is not None:
             self._on_picture(token / self._hz, pixels, found)
 
-    def _encode_pending(self) -> None:
+    def _encode_pending(self) -> _Asking[None]:
         if not self._pending:
             return
-        with self._timed("encode"):
-            features = self._backend.encode(np.stack([crop for _, _, crop in self._pending]))
-        for (face_id, token, _), feature in zip(self._pending, features, strict=True):
+        pending, self._pending = self._pending, []
+        reply = yield Encode(np.stack([crop for _, _, crop in pending]))
+        assert isinstance(reply.output, np.ndarray)
+        self.stats.seconds["encode"] += reply.seconds
+        for (face_id, token, _), feature in zip(pending, reply.output, strict=True):
             self._faces[face_id].features[token] = feature  # [C]
-        self.stats.crops += len(self._pending)
-        self._pending.clear()
-
-    @property
-    def _judged_end(self) -> int:
-        """The first token that no window judged so far has held."""
-        judged = self._next_end > self._stream.window_tokens
-        return self._next_end - self._stream.hop_tokens if judged else 0
+        self.stats.crops += len(pending)
 
     @property
     def _oldest(self) -> int:
         """The oldest token that a later window can need."""
         return self._next_end - self._stream.window_tokens - self._stream.max_gap_tokens
 
-    def _ready_verdicts(self) -> list[Verdict]:
+    def _ready_verdicts(self) -> Steps:
         verdicts: list[Verdict] = []
         while self._is_ready(self._next_end):
-            verdicts += self._judge_next()
+            verdicts += yield from self._judge_next()
         return verdicts
 
     def _is_ready(self, end: int) -> bool:
@@ -287,13 +336,13 @@ class Session:
             return min(longer, shorter + self._stream.max_gap_tokens)
         return longer
 
-    def _judge_next(self) -> list[Verdict]:
+    def _judge_next(self) -> Steps:
         """Verdicts of the window that ends at ``_next_end``, one a face, and moves on."""
         end = self._next_end
         start = end - self._stream.window_tokens
         rows = [self._row(start, end, face_id) for face_id in self._faces_in(start, end)]
         rows = rows or [self._row(start, end, None)]
-        self._fuse([row for row in rows if row.scorable])
+        yield from self._fuse([row for row in rows if row.scorable])
         with self._timed("decide"):
             self._attribute_sound(rows)
             judged = [(row, self._decision.judge(row.facts, row.scores)) for row in rows]
@@ -305,7 +354,9 @@ class Session:
             )
             for row, j in judged
         ]  # fmt: skip
-        self._next_end += self._stream.hop_tokens
+        self._judged_end = end
+        self._next_end += self._stream.hop_tokens * self.load.hops
+        self.stats.shed_windows += self.load.hops - 1
         self._forget()
         return verdicts
 
@@ -326,15 +377,17 @@ class Session:
             face_id=face_id,
             face_throughout=seen is not None and MISSING not in seen,
             face_width_px=ring.width_px(start, end) if ring else np.nan,
+            face_turn_deg=ring.turn_deg(start, end) if ring else np.nan,
             picture_gap=self._has_video and self._picture_gap(start, end),
             sound_throughout=sound,
             speech_fraction=float(np.mean(levels >= self._stream.speech_level_dbfs))
             if sound else 0.0,
             clock_error_s=self._sound.clock_error_s(start + shift, end + shift),
         )  # fmt: skip
-        row = _Row(facts, ring)
+        row = _Row(facts, ring, levels_dbfs=levels)
         if ring is not None and seen is not None and self._decision.picture_reason(facts) is None:
             row.visual = ring.window(seen)  # [T, C]
+            row.motion = ring.motion(seen)  # [T]
         if self._decision.sound_reason(facts) is None:
             row.audio = self._sound.window(heard)  # [T, 104]
         return row
@@ -346,7 +399,7 @@ class Session:
             return True
         return end > self._video_tokens or any(max(first, start) <= g < end for g in self._gaps)
 
-    def _fuse(self, rows: list[_Row]) -> None:
+    def _fuse(self, rows: list[_Row]) -> _Asking[None]:
         """Scores all rows in one batch; a missing modality is all zeros."""
         if not rows:
             return
@@ -358,11 +411,12 @@ class Session:
                 visual[i] = row.visual
             if row.audio is not None:
                 audio[i] = row.audio
-        with self._timed("fuse"):
-            out = self._backend.fuse(visual, audio)
+        reply = yield Fuse(visual, audio)
+        assert isinstance(reply.output, FusionOutput)
+        self.stats.seconds["fuse"] += reply.seconds
         with self._timed("decide"):
             for i, row in enumerate(rows):
-                self._read_scores(row, FusionOutput(*(field[i] for field in out)))
+                self._read_scores(row, FusionOutput(*(field[i] for field in reply.output)))
 
     def _read_scores(self, row: _Row, out: FusionOutput) -> None:
         """``out``: one row of the batch."""
@@ -383,13 +437,14 @@ class Session:
         )
 
     def _attribute_sound(self, rows: list[_Row]) -> None:
-        """Of several faces only the one that matches the sound best, and matches it, speaks."""
-        matched = [r for r in rows if r.visual is not None and r.audio is not None and r.ring]
+        """Of several faces that can be scored with the sound, only the speaker's has it."""
+        matched = [row for row in rows if row.candidate is not None]
         if len(matched) < 2:
             return
-        best = max(matched, key=lambda r: r.ring.offset.confidence if r.ring else 0.0)
-        for row in matched:
-            if row.scores and not (row is best and row.ring and row.ring.offset.confident):
+        faces = [row.candidate for row in matched if row.candidate is not None]
+        speaker = find_speaker(faces, self._stream.max_transport_tokens)
+        for i, row in enumerate(matched):
+            if row.scores and i != speaker:
                 row.scores = replace(row.scores, speaker=False)
 
     def _too_short(self, total: int) -> Verdict:
@@ -455,167 +510,28 @@ class Session:
             self.stats.seconds[stage] += time.perf_counter() - start
 
 
-class _FaceRing:
-    """The features of one face, by token; tokens between pictures have none."""
-
-    def __init__(self, stream: StreamSpec) -> None:
-        self._max_gap = stream.max_gap_tokens
-        self.features: dict[int, Float32] = {}  # token -> [C]
-        self.widths_px: dict[int, float] = {}  # token -> width; also of crops not yet encoded
-        self.offset = OffsetTracker(stream)
-
-    def sources(self, start: int, end: int) -> Tokens:
-        """For each token of a window the token whose feature it shows, or MISSING.  [T]
-
-        A gap of up to ``max_gap_tokens`` repeats the feature before it; at the stream's first
-        sight of the face, which may come as many tokens late, the feature after it.
-        """
-        have = sorted(t for t in self.features if start - self._max_gap <= t < end)
-        return nearest_before(np.arange(start, end), np.array(have, np.int64), self._max_gap)
-
-    def window(self, sources: Tokens) -> Float32:
-        return np.stack([self.features[t] for t in sources.tolist()])  # [T, C]
-
-    def width_px(self, start: int, end: int) -> float:
-        widths = [w for t, w in self.widths_px.items() if start - self._max_gap <= t < end]
-        return float(np.median(widths)) if widths else float("nan")
-
-    def forget_before(self, token: int) -> None:
-        self.features = {t: f for t, f in self.features.items() if t >= token}
-        self.widths_px = {t: w for t, w in self.widths_px.items() if t >= token}
-
-
-class _SoundTrack:
-    """Sound on the stream's clock: gaps become zeros, overlaps are cut, both are remembered.
-
-    A hole is a gap that somebody announced (:meth:`skip_to`): there is no sound in it, whereas
-    after a jump of the timestamps nobody knows where the sound belongs.
-    """
-
-    def __init__(self, tokenizer: AudioTokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._spec = tokenizer.spec
-        self._samples = 0  # position of the next sample
-        self._first: int | None = None  # first token with sound
-        self._base = 0  # number of the first token kept
-        self._kept = np.zeros((0, self._spec.token_dim), np.float32)  # [n, 104]
-        self._levels = np.zeros(0, np.float32)  # [n]
-        self._clock_errors: list[tuple[int, float]] = []  # (token, seconds)
-        self._holes: list[tuple[int, int]] = []  # [first sample, end)
-        self.corrections = 0
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens there have been."""
-        return self._base + len(self._kept)
-
-    def on_clock(self, t_s: float, samples: Samples) -> Iterator[Samples]:
-        """The samples [n] with what is needed before them, in pieces of at most a second."""
-        rate = self._spec.sample_rate_hz
-        error = round(t_s * rate) - self._samples  # > 0: a gap, < 0: an overlap
-        if error > 0 and self._holes and self._holes[-1][1] == self._samples:
-            yield from self.skip_to(t_s)
-            error = 0
-        if self._first is None:
-            self._first = -(-(self._samples + max(0, error)) // self._spec.token_samples)
-        elif abs(error) <= CLOCK_TOLERANCE_S * rate:
-            error = 0
-        else:
-            error = max(error, -len(samples))  # no more than is cut here
-            token = self._samples // self._spec.token_samples
-            self._clock_errors.append((token, abs(error) / rate))
-            self.corrections += 1
-        samples = samples[max(0, -error) :]
-        for at in range(0, error, rate):
-            yield np.zeros(min(rate, error - at), np.float32)
-        if len(samples):
-            yield samples
-
-    def skip_to(self, t_s: float) -> Iterator[Samples]:
-        """Zeros for a hole from here to ``t_s``, in pieces of at most a second."""
-        rate = self._spec.sample_rate_hz
-        end = round(t_s * rate)
-        if end <= self._samples:
-            return
-        if self._holes and self._holes[-1][1] == self._samples:
-            self._holes[-1] = (self._holes[-1][0], end)
-        else:
-            self._holes.append((self._samples, end))
-        while self._samples < end:  # whoever takes a piece moves on
-            yield np.zeros(min(rate, end - self._samples), np.float32)
-
-    def take(self, samples: Samples) -> None:
-        self._samples += len(samples)
-        self._append(*self._tokenizer.push(samples))
-
-    def finish(self) -> None:
-        self._append(*self._tokenizer.finish())
-
-    def _append(self, tokens: Float32, levels: Float32) -> None:
-        if len(tokens):
-            self._kept = np.concatenate([self._kept, tokens])
-            self._levels = np.concatenate([self._levels, levels])
-
-    def sources(self, start: int, end: int, max_gap: int) -> Tokens:
-        """For each token of a window the token that stands for it, or MISSING.  [T]
-
-        Before the first and after the last token up to ``max_gap`` tokens repeat it.
-        """
-        wanted = np.arange(start, end)
-        first = max(self._base, self._first or 0)
-        if first >= self.tokens:
-            return np.full(len(wanted), MISSING, np.int64)
-        near = np.clip(wanted, first, self.tokens - 1)
-        found = np.where(np.abs(near - wanted) <= max_gap, near, MISSING)
-        for start_sample, end_sample in self._holes:
-            begins, ends = (at / self._spec.token_samples for at in (start_sample, end_sample))
-            found[(found + 1 > begins) & (found < ends)] = MISSING
-        return found
-
-    def window(self, sources: Tokens) -> Float32:
-        window: Float32 = self._kept[sources - self._base]  # [T, 104]
-        return window
-
-    def levels_dbfs(self, sources: Tokens) -> Float32:
-        levels: Float32 = self._levels[sources - self._base]  # [T]
-        return levels
-
-    def clock_error_s(self, start: int, end: int) -> float:
-        return sum(error for token, error in self._clock_errors if start <= token < end)
-
-    def forget_before(self, token: int) -> None:
-        drop = min(token - self._base, len(self._kept))
-        if drop > 0:
-            self._kept, self._levels = self._kept[drop:], self._levels[drop:]
-            self._base += drop
-        self._clock_errors = [e for e in self._clock_errors if e[0] >= token]
-        self._holes = [h for h in self._holes if h[1] >= token * self._spec.token_samples]
-
-
 @dataclass
 class _Row:
     """One face of a window on its way through the fusion graph."""
 
     facts: WindowFacts
-    ring: _FaceRing | None
+    ring: FaceRing | None
     visual: Float32 | None = None  # [T, C]; None: cannot be scored
     audio: Float32 | None = None  # [T, 104]
     scores: WindowScores | None = None
     offset_ms: float | None = None
+    levels_dbfs: Float32 | None = None  # [T], of the sound at this face's offset
+    motion: Float32 | None = None  # [T], of the mouth
 
     @property
     def scorable(self) -> bool:
         return self.visual is not None or self.audio is not None
 
-
-def nearest_before(wanted: Tokens, have: Tokens, max_gap: int) -> Tokens:
-    """For each wanted token [T] the last one at hand, at most ``max_gap`` older, or MISSING.
-
-    Tokens before the first one at hand take that one, when it is at most ``max_gap`` later.
-    ``have`` [n] rises.
-    """
-    if not len(have):
-        return np.full(len(wanted), MISSING, np.int64)
-    index = np.searchsorted(have, wanted, side="right") - 1
-    source = have[np.maximum(index, 0)]
-    return np.where(np.abs(wanted - source) <= max_gap, source, MISSING)
+    @property
+    def candidate(self) -> Candidate | None:
+        """The face as one that may be speaking; None where picture or sound cannot be scored."""
+        if self.ring is None or self.audio is None or self.motion is None:
+            return None
+        assert self.levels_dbfs is not None
+        offset = self.ring.offset
+        return Candidate(offset.confidence, offset.confident, self.motion, self.levels_dbfs)

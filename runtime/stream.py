@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from runtime.backends.base import Backend
+    from runtime.media import Source
     from runtime.pipeline import Summary
     from runtime.sinks.jsonl import JsonLinesSink
 
@@ -104,6 +105,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--allow-untrained", action="store_true",
                    help="run a model with random weights; its verdicts mean nothing")  # fmt: skip
     p.add_argument("--fail-on-fake", action="store_true", help="exit code 4 when a fake is found")
+    p.add_argument("--parallel", action="store_true",
+                   help="judge several sources at the same time, batched through one model; always "
+                        "so where one of them is live, else one file after the other")  # fmt: skip
     p.add_argument("--quiet", action="store_true", help="only the header and the summary")
     add_options(p)
     return p
@@ -114,8 +118,7 @@ def run_command(options: argparse.Namespace) -> int:
 
     sources = expand_sources(options.source)
     live = any(is_live(source) for source in sources)
-    if live and len(sources) > 1:
-        raise UsageError("a live source goes alone: it would not end before the next one starts")
+    together = len(sources) > 1 and (live or options.parallel)
     out = timeline.console(stderr=options.jsonl == "-")
     with ExitStack() as stack:
         outputs = stack.enter_context(Outputs(options, sources))
@@ -126,7 +129,11 @@ def run_command(options: argparse.Namespace) -> int:
         summaries: list[Summary] = []
         failed: list[str] = []
         worst = EXIT_OK
-        for source in sources:
+        if together:
+            worst = _stream_together(
+                sources, backend, stream, options, out, jsonl, interrupt, summaries, failed
+            )
+        for source in () if together else sources:
             try:
                 summary = _stream_one(
                     source, backend, stream, options, out, jsonl, interrupt, outputs
@@ -208,6 +215,90 @@ def print_notice(line: str) -> None:
     print(f"note: {line}", file=sys.stderr, flush=True)
 
 
+def _stream_together(
+    sources: Sequence[str],
+    backend: Backend,
+    stream: StreamSpec,
+    options: argparse.Namespace,
+    out: Console,
+    jsonl: JsonLinesSink | None,
+    interrupt: Interrupt,
+    summaries: list[Summary],
+    failed: list[str],
+) -> int:
+    """All sources at the same time; fills ``summaries`` and ``failed``, returns the worst code."""
+    from runtime.scheduler import Outcome, Stream, run_many
+    from runtime.sinks import Sink, timeline
+
+    worst = EXIT_OK
+    running: list[Stream] = []
+    rows: list[timeline.TimelineSink] = []
+
+    def fail(name: str, err: Exception) -> None:
+        nonlocal worst
+        print_error(err)
+        failed.append(name)
+        worst = max(worst, err.exit_code if isinstance(err, UserError) else EXIT_ERROR)
+
+    def ended(index: int, outcome: Outcome) -> None:
+        name = outcome.summary.source
+        rows[index].flush()
+        timeline.print_name(out, name)
+        timeline.print_summary(out, outcome.summary)
+        if outcome.error is None:
+            summaries.append(outcome.summary)
+        else:
+            fail(name, outcome.error)
+
+    with ExitStack() as opened:
+        for name in sources:
+            try:
+                source = opened.enter_context(_open(name, backend, options))
+            except DependencyError:
+                raise
+            except UserError as err:
+                fail(name, err)
+                continue
+            _print_header(source, backend, stream, out)
+            rows.append(timeline.TimelineSink(out, source.info.name))
+            sinks: list[Sink] = [] if options.quiet else [rows[-1]]
+            if jsonl is not None:
+                sinks.append(jsonl)
+            running.append(Stream(source, sinks, with_audio=options.audio.kind != "none"))
+        run_many(
+            running,
+            backend,
+            spec=stream,
+            interrupt=interrupt,
+            on_load=lambda change: print_notice(str(change)),
+            on_end=ended,
+        )
+    return worst
+
+
+def _open(name: str, backend: Backend, options: argparse.Namespace) -> Source:
+    return open_source(
+        name,
+        sound=options.audio,
+        transport=options.rtsp_transport,
+        sample_rate_hz=backend.spec.audio.sample_rate_hz,
+        notice=print_notice,
+    )
+
+
+def _print_header(source: Source, backend: Backend, stream: StreamSpec, out: Console) -> None:
+    from runtime.sinks import timeline
+
+    hz = backend.spec.audio.token_hz
+    trained = "" if backend.spec.trained else " (RANDOM WEIGHTS)"
+    windows = f"windows of {stream.window_tokens / hz:g} s every {stream.hop_tokens / hz:g} s"
+    timeline.print_header(
+        out, source.info, backend.spec.model_id + trained, backend.provider, windows
+    )
+    if source.live and not source.info.has_audio:
+        print_notice("no sound, so windows abstain (no_audio); --audio mic adds a microphone")
+
+
 def _stream_one(
     name: str,
     backend: Backend,
@@ -222,21 +313,8 @@ def _stream_one(
     from runtime.pipeline import run
     from runtime.sinks import Sink, timeline
 
-    hz = backend.spec.audio.token_hz
-    with open_source(
-        name,
-        sound=options.audio,
-        transport=options.rtsp_transport,
-        sample_rate_hz=backend.spec.audio.sample_rate_hz,
-        notice=print_notice,
-    ) as source:
-        trained = "" if backend.spec.trained else " (RANDOM WEIGHTS)"
-        windows = f"windows of {stream.window_tokens / hz:g} s every {stream.hop_tokens / hz:g} s"
-        timeline.print_header(
-            out, source.info, backend.spec.model_id + trained, backend.provider, windows
-        )
-        if source.live and not source.info.has_audio:
-            print_notice("no sound, so windows abstain (no_audio); --audio mic adds a microphone")
+    with _open(name, backend, options) as source:
+        _print_header(source, backend, stream, out)
         rows = timeline.TimelineSink(out)
         sinks: list[Sink] = [] if options.quiet else [rows]
         with outputs.of_source(name, source, backend, stream, jsonl) as asked_for:

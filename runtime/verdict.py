@@ -31,6 +31,7 @@ class Reason(str, Enum):
     TOO_SHORT = "too_short"
     NO_FACE = "no_face"
     FACE_TOO_SMALL = "face_too_small"
+    FACE_TURNED = "face_turned"
     TOO_MANY_DROPS = "too_many_drops"
     NO_AUDIO = "no_audio"
     NO_SPEECH = "no_speech"

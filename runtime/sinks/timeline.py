@@ -44,11 +44,12 @@ def console(*, stderr: bool = False) -> Console:
 class TimelineSink:
     """Prints a row when a second of the stream is over.
 
-    Of the verdicts of a second the row shows the highest fake one, else the last one.
+    Of the verdicts of a second the row shows the highest fake one, else the last one.  ``name``
+    stands behind each row where several streams share the console.
     """
 
-    def __init__(self, out: Console) -> None:
-        self._out = out
+    def __init__(self, out: Console, name: str | None = None) -> None:
+        self._out, self._name = out, name
         self._second: int | None = None
         self._rows: dict[int | None, Verdict] = {}
         self._started = False
@@ -77,8 +78,14 @@ class TimelineSink:
         face = "-" if v.face_id is None else str(v.face_id)
         return (
             f"{v.t_end_s:6.1f} s  {face:>4}  {scores}  {offset(v):>7}  "
-            f"[{COLOURS[v.label]}]{outcome(v)}[/]"
+            f"[{COLOURS[v.label]}]{outcome(v)}[/]{self._behind()}"
         )
+
+
+    def _behind(self) -> str:
+        from rich.markup import escape
+
+        return "" if self._name is None else f"  [dim]{escape(self._name)}[/]"
 
 
 def _weight(verdict: Verdict) -> float:
@@ -103,6 +110,13 @@ def print_header(out: Console, info: MediaInfo, model: str, provider: str, strea
         parts.append(f"{info.duration_s:.1f} s")
     print_line(out, f"[bold]{escape(info.name)}[/]  {', '.join(parts)}")
     print_line(out, escape(f"model {model} on {provider}, {stream}"), style="dim")
+
+
+def print_name(out: Console, name: str) -> None:
+    """Whose summary follows, where several streams share the console."""
+    from rich.markup import escape
+
+    print_line(out, escape(name), style="bold")
 
 
 def print_summary(out: Console, summary: Summary) -> None:
@@ -167,8 +181,13 @@ def note_lines(s: Summary) -> list[str]:
         (s.stats.gaps, "tokens without a picture"),
         (s.stats.clock_corrections, "corrections of the sound's clock"),
         (s.stats.late, "tokens that came too late"),
+        (s.stats.shed_windows, "windows left out to keep up"),
+        (s.stats.shed_pictures, "pictures left out to keep up"),
     ]
-    lines = [", ".join(f"{n} {what}" for n, what in counted if n), drops_line(s), live_line(s)]
+    lines = [", ".join(f"{n} {what}" for n, what in counted if n)]
+    if s.shed_s:
+        lines.append(f"could not keep up for {s.shed_s:.0f} s: less was done")
+    lines += [drops_line(s), live_line(s)]
     return [line for line in (*lines, *s.warnings) if line]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from runtime.decision import (
+    MAX_TURN_DEG,
     OFFSET_WINDOWS,
     STABLE_WINDOWS,
     Decision,
@@ -143,6 +144,7 @@ BAD_SCORES = replace(SCORES, speaker=False, clarity=0.1)
 LADDER: list[tuple[dict[str, Any], WindowScores | None, Reason]] = [
     ({"face_throughout": False}, BAD_SCORES, Reason.NO_FACE),
     ({"face_width_px": 20.0}, BAD_SCORES, Reason.FACE_TOO_SMALL),
+    ({"face_turn_deg": MAX_TURN_DEG + 1}, BAD_SCORES, Reason.FACE_TURNED),
     ({"picture_gap": True}, BAD_SCORES, Reason.TOO_MANY_DROPS),
     ({"sound_throughout": False}, BAD_SCORES, Reason.NO_AUDIO),
     ({"speech_fraction": 0.1}, BAD_SCORES, Reason.NO_SPEECH),
@@ -177,6 +179,7 @@ def test_missing_pictures_explain_a_missing_face() -> None:
         ({"speech_fraction": 0.0}, {"p_fake_video"}),
         ({"clock_error_s": 1.0}, {"p_fake_video", "p_fake_audio"}),
         ({"face_width_px": 20.0}, {"p_fake", "p_fake_video", "p_fake_audio", "sync"}),
+        ({"face_turn_deg": 50.0}, {"p_fake", "p_fake_video", "p_fake_audio", "sync"}),
     ],
 )
 def test_scores_without_a_basis_are_none(facts: dict[str, Any], left: set[str]) -> None:

@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.faces import FaceTracker, align, similarity, template
+from runtime.decision import MAX_TURN_DEG
+from runtime.faces import NOSE_DEPTH, FaceTracker, align, similarity, template, turn_deg
 from runtime.media import VideoChunk
 from runtime.media.file import FileSource
 from runtime.spec import FaceSpec, SpecError
+from runtime.tracks import REACQUIRE_TOKENS
+from tests.runtime.scenes import pictures, speakers, turned, walk
 
 SPEC = FaceSpec()
 
@@ -97,16 +100,66 @@ def test_two_runs_give_the_same_crops(sample_clip: Path):
     assert all(np.array_equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-def test_a_face_that_leaves_is_given_up_and_a_new_one_gets_a_new_id(sample_clip: Path):
-    frames = frames_of(sample_clip, 40)
-    tracker = FaceTracker(SPEC)
-    before = [f.track_id for i in range(20) for f in tracker.update(frames[i], i)]
+def ids(tracker: FaceTracker, frames: list[np.ndarray], start: int = 0) -> list[set[int]]:
+    return [{f.track_id for f in tracker.update(x, start + i)} for i, x in enumerate(frames)]
+
+
+def test_a_face_that_comes_back_in_time_keeps_its_id_and_later_does_not(grid_clip: Path):
+    frames = frames_of(grid_clip, 20)
     blank = np.full_like(frames[0], 90)
-    gone = [tracker.update(blank, 20 + i) for i in range(40)]
-    assert gone[-1] == []
-    after = [f.track_id for i in range(20) for f in tracker.update(frames[20 + i], 60 + i)]
-    assert after
-    assert min(after) > max(before)
+    for away, expected in ((40, {0}), (REACQUIRE_TOKENS + 10, {1})):
+        tracker = FaceTracker(SPEC)
+        assert ids(tracker, frames[:10]) == [{0}] * 10
+        assert ids(tracker, [blank] * away, 10)[-1] == set()
+        assert ids(tracker, frames[10:], 10 + away)[-1] == expected
+
+
+def test_an_id_is_never_given_to_another_person(grid_dir: Path):
+    """Somebody else takes the same place at once, or after a second: the hardest case."""
+    people = [frames_of(path, 16) for path in speakers(grid_dir)]
+    blank = np.full_like(people[0][0], 90)
+    for away in (0, 25):
+        for a, b in zip(people, [*people[1:], people[0]], strict=True):
+            tracker = FaceTracker(SPEC)
+            assert ids(tracker, a)[-1] == {0}
+            after = ids(tracker, [*[blank] * away, *b], len(a))
+            assert not any(0 in found for found in after[away:])
+            assert after[-1] == {1}
+
+
+def test_two_people_who_cross_keep_their_ids(grid_dir: Path):
+    """They walk through each other's place; the nearer one hides the other for half a second."""
+    a, b = (pictures(speakers(grid_dir)[i]) for i in (0, 1))
+    frames = walk([(a, lambda t: 40 + 5 * min(t, 82)), (b, lambda t: 450 - 5 * min(t, 82))], 92)
+    tracker = FaceTracker(SPEC)
+    places = [
+        {f.track_id: f.box[0] for f in tracker.update(frame, i)} for i, frame in enumerate(frames)
+    ]
+    assert set(places[10]) == set(places[-1]) == {0, 1}
+    first, second = sorted(places[10], key=lambda face_id: places[10][face_id])  # left, right
+    assert places[-1][first] > places[-1][second]  # and now the other way round
+    assert any(len(found) == 1 for found in places[30:60])  # one was hidden
+
+
+@pytest.mark.parametrize("degrees", [0, 20, 40])
+def test_the_turn_is_measured_from_eyes_and_nose_and_rolling_changes_nothing(degrees: int):
+    yaw, roll = math.radians(degrees), math.radians(15)
+    nose = (NOSE_DEPTH * math.sin(yaw), 0.77)
+    points = np.array([[-0.5 * math.cos(yaw), 0], [0.5 * math.cos(yaw), 0], nose]) * 60
+    rotation = np.array([[math.cos(roll), -math.sin(roll)], [math.sin(roll), math.cos(roll)]])
+    assert turn_deg(points @ rotation.T + 200) == pytest.approx(degrees, abs=0.01)
+    assert turn_deg(points * [-1, 1]) == pytest.approx(degrees, abs=0.01)
+
+
+def test_a_head_that_turns_away_is_seen_to(grid_dir: Path):
+    frame = pictures(speakers(grid_dir)[1], 1)[0]
+    (front,) = FaceTracker(SPEC).update(frame, 0)
+    eyes = front.landmarks[:2, 0]
+    (away,) = FaceTracker(SPEC).update(
+        turned(frame, -45, float(eyes.mean()), 1.25 * float(eyes[1] - eyes[0])), 0
+    )
+    assert front.turn_deg < 15
+    assert away.turn_deg > MAX_TURN_DEG
 
 
 def test_small_faces_are_found_by_the_fine_search(sample_clip: Path):

@@ -13,9 +13,11 @@ import pytest
 
 from runtime.audio import AudioTokens, tokenize
 from runtime.decision import fake_minus_real, sigmoid
+from runtime.faces import Face
 from runtime.media import VideoChunk
 from runtime.media.file import FileSource
-from runtime.session import MISSING, Session, nearest_before, score_window
+from runtime.rings import MISSING, nearest_before
+from runtime.session import Load, Session, score_window
 from runtime.spec import PairSpec
 from runtime.verdict import Label, Reason, Verdict
 from tests.runtime.doubles import (
@@ -285,6 +287,42 @@ def test_a_small_face_abstains() -> None:
     tracker = MockTracker(lambda t: [(0, 30.0)])
     verdicts, _ = play(video(range(60)), sound(speech(60)), tracker=tracker)
     assert set(reasons(verdicts)) == {"face_too_small"}
+
+
+def test_a_face_turned_away_abstains() -> None:
+    class Turned(MockTracker):
+        def update(self, frame: np.ndarray[Any, Any], token: int) -> list[Face]:
+            return [replace(face, turn_deg=50.0) for face in super().update(frame, token)]
+
+    verdicts, _ = play(video(range(60)), sound(speech(60)), tracker=Turned())
+    assert set(reasons(verdicts)) == {"face_turned"}
+    assert all(v.p_fake is not None for v in verdicts)
+
+
+@pytest.mark.parametrize(
+    ("load", "ends", "searched"),
+    [
+        (Load(hops=2), [50, 60, 70], range(75)),
+        (Load(hops=4), [50, 70], range(75)),
+        (Load(pictures=2), [50, 55, 60, 65, 70, 75], range(0, 75, 2)),
+        (Load(hops=4, pictures=3), [50, 70], range(0, 75, 3)),
+    ],
+)
+def test_under_a_smaller_load_fewer_windows_and_pictures_are_judged_and_counted(
+    load: Load, ends: list[int], searched: range
+) -> None:
+    tracker = MockTracker()
+    session = Session(MockBackend(), source="test", tracker=tracker)
+    session.load = load
+    verdicts = [
+        v for _, push in sorted(video(range(75)) + sound(speech(75)), key=lambda e: e[0])
+        for v in push(session)
+    ] + session.finish()  # fmt: skip
+    assert [round(v.t_end_s * 25) for v in verdicts] == ends
+    assert tracker.tokens == list(searched)
+    assert session.stats.shed_windows == len(ends) * (load.hops - 1)
+    assert session.stats.shed_pictures == 75 - len(searched)
+    assert all(v.p_fake is not None for v in verdicts)  # no gap
 
 
 def test_of_several_faces_only_the_one_that_speaks_gets_a_label() -> None:

@@ -315,9 +315,29 @@ def test_a_server_that_is_not_there_is_1_and_its_password_is_not_repeated(
     assert "secret" not in error
 
 
-def test_a_live_source_goes_alone(clip: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run("--source", clip, "--source", "rtsp://127.0.0.1:9/live") == 2
-    assert "goes alone" in one_line(capfd)
+def test_files_in_parallel_give_what_they_give_one_after_the_other(
+    clip: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = write_clip(tmp_path / "other.mkv", seconds=2.5)
+    results = []
+    for name, more in (("alone", []), ("together", ["--parallel"])):
+        target = tmp_path / name
+        assert run("--source", clip, "--source", other, "--jsonl", target, *more) == 0
+        results.append(sorted(without_latency(target), key=lambda v: (v["source"], v["t_end_s"])))
+    assert results[0] == results[1]
+    assert len(results[1]) == 6 + 3
+    out = capfd.readouterr().out
+    assert f"real  {other}" in out or f"fake  {other}" in out  # a row says whose it is
+
+
+def test_a_live_source_that_cannot_be_opened_does_not_stop_the_others(
+    clip: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--source", clip, "--source", "rtsp://127.0.0.1:9/live") == 1
+    out, err = capfd.readouterr()
+    assert "rtsp://127.0.0.1:9/live: cannot be opened" in err
+    assert "6 windows" in out
+    assert "not read" in out
 
 
 def test_a_microphone_does_not_go_with_a_file(

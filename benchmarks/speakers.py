@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How often the speaker is found, over all pairs of people: ``python -m benchmarks.speakers``.
+
+    python -m benchmarks.speakers --clips FOLDER [--output J.json]
+
+FOLDER holds one clip a person.  For every ordered pair (who speaks, who is beside) both faces get
+the speaker's sound and :func:`runtime.speaker.find_speaker` decides, window by window, with the
+model, offsets and rules of a session.  Four settings, from everyday to hard:
+
+- ``listener``: the other one's mouth is as still as in the first 0.36 s of the clip, to and fro;
+- ``both talk``: the other one says a sentence of their own;
+- ``replaced voice, listener`` and ``replaced voice, both talk``: the sound is a third person's, so
+  no lips fit; right is then the one who moves (``listener``), or nobody (``both talk``).
+
+Each clip is decoded and its crops are encoded once; that two faces in one picture are followed and
+judged so is what ``tests/runtime/test_speaker.py`` holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.environment import describe
+from runtime.alignment import lag_curve
+from runtime.audio import AudioTokens, tokenize
+from runtime.backends import Backend, load_backend
+from runtime.decision import OffsetTracker
+from runtime.errors import UsageError
+from runtime.files import write_json
+from runtime.models import DEFAULT_PRESET
+from runtime.speaker import Candidate, find_speaker, mouth, mouth_motion
+from runtime.stream import guarded
+
+STILL_FRAMES = 9  # of a clip's start, before anything is said
+
+
+@dataclass(frozen=True)
+class Person:
+    features: NDArray[np.float32]  # [n, C]
+    motion: NDArray[np.float32]  # [n]
+
+
+def load(path: Path, backend: Backend) -> tuple[NDArray[np.uint8], AudioTokens]:
+    """The aligned crops [n, S, S, 3] of a clip's one face, and its sound."""
+    from runtime.faces import FaceTracker
+    from runtime.media import VideoChunk
+    from runtime.media.file import FileSource
+
+    tracker, crops, pieces = FaceTracker(backend.spec.face), [], []
+    token = 0
+    with FileSource(path, sample_rate_hz=backend.spec.audio.sample_rate_hz) as source:
+        for chunk in source:
+            if isinstance(chunk, VideoChunk):
+                faces = tracker.update(chunk.frame, token)
+                token += 1
+                if len(faces) != 1:
+                    raise UsageError(f"{path}: one face throughout is needed, found {len(faces)}")
+                crops.append(faces[0].crop)
+            else:
+                pieces.append(chunk.samples)
+    return np.stack(crops), tokenize(np.concatenate(pieces), backend.spec.audio)
+
+
+def person(crops: NDArray[np.uint8], backend: Backend) -> Person:
+    mouths = [mouth(crop) for crop in crops]
+    motion = [0.0, *(mouth_motion(a, b) for a, b in itertools.pairwise(mouths))]
+    return Person(backend.encode(crops), np.array(motion, np.float32))
+
+
+def still(crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The first frames to and fro, as long as the clip."""
+    n = min(STILL_FRAMES, len(crops))
+    there_and_back = [*range(n), *range(n - 2, 0, -1)]
+    return crops[[there_and_back[i % len(there_and_back)] for i in range(len(crops))]]
+
+
+def decide(people: Sequence[Person], sound: AudioTokens, backend: Backend) -> list[int | None]:
+    """Of each window the index of who speaks, or None."""
+    stream = backend.spec.stream
+    offsets = [OffsetTracker(stream) for _ in people]
+    total = min(len(sound.tokens), *(len(p.features) for p in people))
+    found: list[int | None] = []
+    for start in range(0, total - stream.window_tokens + 1, stream.hop_tokens):
+        candidates = []
+        for who, offset in zip(people, offsets, strict=True):
+            # as a session does it: the sound is taken at the offset found so far
+            at = min(max(0, start + offset.compensation_tokens), total - stream.window_tokens)
+            heard = slice(at, at + stream.window_tokens)
+            window = slice(start, start + stream.window_tokens)
+            out = backend.fuse(who.features[window][None], sound.tokens[heard][None])
+            offset.update(lag_curve(out.align_v[0], out.align_a[0], stream.max_lag_tokens))
+            candidates.append(
+                Candidate(
+                    offset.confidence, offset.confident, who.motion[window], sound.level_dbfs[heard]
+                )
+            )
+        found.append(find_speaker(candidates, stream.max_transport_tokens))
+    return found
+
+
+def measure(folder: Path, backend: Backend) -> dict[str, Any]:
+    """Counts for each setting; JSON-ready."""
+    paths = sorted(p for p in folder.iterdir() if p.is_file())
+    if len(paths) < 3:
+        raise UsageError(f"{folder}: at least three clips of one person each are needed")
+    loaded = [load(path, backend) for path in paths]
+    talking = [person(crops, backend) for crops, _ in loaded]
+    listening = [person(still(crops), backend) for crops, _ in loaded]
+    sounds = [sound for _, sound in loaded]
+    settings: dict[str, dict[str, int]] = {}
+    for a, b in itertools.permutations(range(len(paths)), 2):
+        third = next(i for i in range(len(paths)) if i not in (a, b))
+        for name, other, sound, right in (
+            ("listener", listening[b], sounds[a], 0),
+            ("both talk", talking[b], sounds[a], 0),
+            ("replaced voice, listener", listening[b], sounds[third], 0),
+            ("replaced voice, both talk", talking[b], sounds[third], None),
+        ):
+            found = decide([talking[a], other], sound, backend)
+            counts = settings.setdefault(name, {"windows": 0, "right": 0, "nobody": 0})
+            counts["windows"] += len(found)
+            counts["right"] += sum(f == right for f in found)
+            counts["nobody"] += sum(f is None for f in found)
+    return {"people": len(paths), "pairs": len(paths) * (len(paths) - 1), "settings": settings}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code of :mod:`runtime.errors`."""
+    options = argparse.ArgumentParser(
+        prog="python -m benchmarks.speakers", description="How often the speaker is found."
+    )
+    options.add_argument("--clips", type=Path, required=True, help="one clip a person")
+    options.add_argument("--model", default=DEFAULT_PRESET, help="a preset, or a pair's folder")
+    options.add_argument("--output", type=Path, metavar="FILE.json")
+    return guarded(lambda: _run(options.parse_args(argv)))
+
+
+def _run(options: argparse.Namespace) -> int:
+    if not options.clips.is_dir():
+        raise UsageError(f"{options.clips}: no such folder")
+    with load_backend(options.model) as backend:
+        result = measure(options.clips, backend)
+        model_id = backend.spec.model_id
+    print(f"{result['pairs']} ordered pairs of {result['people']} people, {model_id}")
+    for name, n in result["settings"].items():
+        print(f"{name:<28}{n['windows']:>5} windows: right {n['right'] / n['windows']:.1%}, "
+              f"nobody found {n['nobody'] / n['windows']:.1%}")  # fmt: skip
+    if options.output is not None:
+        write_json(
+            options.output,
+            {"benchmark": "speakers", "schema_version": 1, **describe(), "model_id": model_id,
+             **result},
+        )  # fmt: skip
+        print(f"written: {options.output}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
