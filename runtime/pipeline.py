@@ -15,7 +15,7 @@ from runtime.backends.base import Backend
 from runtime.errors import UsageError
 from runtime.faces import Face
 from runtime.media import AudioChunk, Frame, MediaInfo, Source, VideoChunk
-from runtime.session import Session, Stats
+from runtime.session import OnScores, Session, Stats
 from runtime.sinks import MediaSink, Picture, Sink
 from runtime.spec import StreamSpec
 from runtime.verdict import Label, Verdict
@@ -71,10 +71,12 @@ def run(
     stream: StreamSpec | None = None,
     with_audio: bool = True,
     name: str | None = None,
+    on_scores: OnScores | None = None,
 ) -> Summary:
     """Read ``source`` to its end; every verdict goes to every sink as soon as it is made.
 
     ``name`` is what verdicts call the source; by default what the source calls itself.
+    ``on_scores`` is the session's.
     A live source also ends with Ctrl-C: what was waiting is judged and the summary returned.
 
     Raises :class:`UsageError` when nothing is left to judge, :class:`runtime.errors.MediaError`
@@ -98,6 +100,7 @@ def run(
         has_video=info.has_video,
         has_audio=has_audio,
         on_picture=show if media_sinks else None,
+        on_scores=on_scores,
     )
     summary = Summary(name, backend.spec.model_id, backend.provider, info, session.stats)
     start = time.perf_counter()

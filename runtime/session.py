@@ -48,6 +48,7 @@ Float32 = NDArray[np.float32]
 Tokens = NDArray[np.int64]
 LazyFrame = Frame | Callable[[], Frame]
 OnPicture = Callable[[float, Frame, Sequence[Face]], None]  # stream seconds, pixels, its faces
+OnScores = Callable[["WindowRecord"], None]
 
 
 class Tracker(Protocol):
@@ -56,6 +57,22 @@ class Tracker(Protocol):
     def update(self, frame: Frame, token: int) -> Sequence[Face]: ...
 
     def reset(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class WindowRecord:
+    """What one verdict was made of, for :mod:`runtime.calibrate`: numbers that a verdict leaves out.
+
+    Replayed in order through :class:`runtime.decision.Decision`, records give the verdicts again,
+    under the same calibration or another.
+    """
+
+    facts: WindowFacts
+    scores: WindowScores | None
+    compensation_tokens: int  # by which the sound was shifted before the model saw it
+    curve: NDArray[np.float64] | None  # lag curve [2 L + 1] under that shift
+    visual: Float32 | None  # [T, C] and
+    audio: Float32 | None  # [T, 104]: the model's input; None: could not be scored
 
 
 @dataclass
@@ -104,6 +121,7 @@ class Session:
     has_video, has_audio : whether to wait for that modality
     tracker : default: :class:`runtime.faces.FaceTracker`
     on_picture : called with each picture that was searched for faces, before it is judged
+    on_scores : called with what each verdict was made of, in their order
 
     Raises :class:`runtime.errors.DependencyError` where dlib or kaldi-native-fbank is missing.
     """
@@ -118,6 +136,7 @@ class Session:
         has_audio: bool = True,
         tracker: Tracker | None = None,
         on_picture: OnPicture | None = None,
+        on_scores: OnScores | None = None,
     ) -> None:
         spec = backend.spec
         self.stats = Stats()
@@ -129,7 +148,7 @@ class Session:
         self._decision = Decision(spec, self._stream)
         self._grid: VideoGrid[LazyFrame] = VideoGrid(self._hz, self._stream.max_gap_tokens)
         self._tracker: Tracker = tracker if tracker is not None else FaceTracker(spec.face)
-        self._on_picture = on_picture
+        self._on_picture, self._on_scores = on_picture, on_scores
         self._frame_shape: tuple[int, ...] = ()
         self._faces: dict[int, _FaceRing] = {}
         self._pending: list[tuple[int, int, Frame]] = []  # (face, token, crop) not yet encoded
@@ -276,6 +295,9 @@ class Session:
         with self._timed("decide"):
             self._attribute_sound(rows)
             judged = [(row, self._decision.judge(row.facts, row.scores)) for row in rows]
+        if self._on_scores is not None:
+            for row in rows:
+                self._on_scores(row.record())
         verdicts = [
             self._verdict(
                 start, end, row.facts.face_id, j.label, j.reason, p_fake=j.p_fake,
@@ -311,7 +333,7 @@ class Session:
             if sound else 0.0,
             clock_error_s=self._sound.clock_error_s(start + shift, end + shift),
         )  # fmt: skip
-        row = _Row(facts, ring)
+        row = _Row(facts, ring, shift)
         if ring is not None and seen is not None and self._decision.picture_reason(facts) is None:
             row.visual = ring.window(seen)  # [T, C]
         if self._decision.sound_reason(facts) is None:
@@ -348,8 +370,8 @@ class Session:
         clear: float | None = None
         reliable = row.facts.clock_error_s <= MAX_CLOCK_ERROR_S
         if row.visual is not None and row.audio is not None and row.ring and reliable:
-            curve = lag_curve(out.align_v, out.align_a, self._stream.max_lag_tokens)
-            offset = row.ring.offset.update(curve)
+            row.curve = lag_curve(out.align_v, out.align_a, self._stream.max_lag_tokens)
+            offset = row.ring.offset.update(row.curve)
             row.offset_ms = None if offset is None else offset * 1000 / self._hz
             clear = clarity(out.align_v, out.align_a)
         row.scores = WindowScores(
@@ -551,14 +573,21 @@ class _Row:
 
     facts: WindowFacts
     ring: _FaceRing | None
+    shift_tokens: int  # of the sound, to compensate its offset
     visual: Float32 | None = None  # [T, C]; None: cannot be scored
     audio: Float32 | None = None  # [T, 104]
     scores: WindowScores | None = None
+    curve: NDArray[np.float64] | None = None  # [2 L + 1]
     offset_ms: float | None = None
 
     @property
     def scorable(self) -> bool:
         return self.visual is not None or self.audio is not None
+
+    def record(self) -> WindowRecord:
+        return WindowRecord(
+            self.facts, self.scores, self.shift_tokens, self.curve, self.visual, self.audio
+        )
 
 
 def nearest_before(wanted: Tokens, have: Tokens, max_gap: int) -> Tokens:
