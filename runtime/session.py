@@ -272,7 +272,7 @@ class Session:
         return verdicts
 
     def _is_ready(self, end: int) -> bool:
-        shift = max([0, *(ring.offset.compensation_tokens for ring in self._faces.values())])
+        shift = max([0, self._stream.av_offset_tokens, *(ring.offset.compensation_tokens for ring in self._faces.values())])
         picture = not self._has_video or self._video_tokens >= end
         sound = not self._has_audio or self._sound.tokens >= end + shift
         overdue = max(self._video_tokens, self._sound.tokens) >= end + self._max_wait
@@ -317,7 +317,7 @@ class Session:
 
     def _row(self, start: int, end: int, face_id: int | None) -> _Row:
         ring = self._faces.get(face_id) if face_id is not None else None
-        shift = ring.offset.compensation_tokens if ring else 0
+        shift = ring.offset.compensation_tokens if ring else self._stream.av_offset_tokens
         heard = self._sound.sources(start + shift, end + shift, self._stream.max_gap_tokens)
         sound = MISSING not in heard
         levels = self._sound.levels_dbfs(heard) if sound else np.zeros(0, np.float32)

@@ -143,6 +143,19 @@ def test_what_a_verdict_was_made_of_can_be_asked_for_and_gives_it_again() -> Non
     assert {(r.visual.shape, r.audio.shape) for r in records} == {((50, 16), (50, 104))}
 
 
+@pytest.mark.parametrize("late", [3, -2])
+def test_a_sites_known_offset_is_compensated_from_the_first_window(late: int) -> None:
+    records: list[WindowRecord] = []
+    stream = replace(SPEC.stream, av_offset_tokens=late)
+    sources = video(range(120)), sound(speech(120, late_tokens=late))
+    verdicts, _ = play(*sources, stream=stream, on_scores=records.append)
+    without, _ = play(*sources)
+    assert {r.compensation_tokens for r in records} == {late}
+    assert {v.av_offset_ms for v in verdicts} == {late * 40.0}  # the total, not the remainder
+    assert verdicts[0].label is Label.REAL
+    assert without[0].label is Label.FAKE  # of this model, until the offset is compensated
+
+
 def test_a_record_of_an_abstention_has_no_scores() -> None:
     records: list[WindowRecord] = []
     play(video(range(60)), has_audio=False, tracker=MockTracker(lambda t: []),
