@@ -61,7 +61,7 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True)
 class WindowRecord:
-    """What one verdict was made of, for :mod:`runtime.calibrate`: numbers that a verdict leaves out.
+    """What one verdict was made of, for :mod:`runtime.calibrate`: more than the verdict says.
 
     Replayed in order through :class:`runtime.decision.Decision`, records give the verdicts again,
     under the same calibration or another.
@@ -272,7 +272,8 @@ class Session:
         return verdicts
 
     def _is_ready(self, end: int) -> bool:
-        shift = max([0, self._stream.av_offset_tokens, *(ring.offset.compensation_tokens for ring in self._faces.values())])
+        known = self._stream.av_offset_tokens
+        shift = max([0, known, *(r.offset.compensation_tokens for r in self._faces.values())])
         picture = not self._has_video or self._video_tokens >= end
         sound = not self._has_audio or self._sound.tokens >= end + shift
         overdue = max(self._video_tokens, self._sound.tokens) >= end + self._max_wait

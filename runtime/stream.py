@@ -28,6 +28,7 @@ from runtime.errors import (
     UsageError,
     UserError,
 )
+from runtime.site import SiteBackend, SiteCalibration
 from runtime.spec import SpecError, StreamSpec
 
 if TYPE_CHECKING:
@@ -72,13 +73,8 @@ def print_error(err: BaseException) -> None:
     print(f"error: {' '.join(str(err).split())}", file=sys.stderr)
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m runtime.stream",
-        description="Judge whether talking faces are genuine: picture, voice, and both together.",
-        epilog="Exit codes: 0 done, 1 operational error, 2 usage, 3 every window abstained, "
-        "4 a fake was found and --fail-on-fake was given.",
-    )
+def add_input_options(p: argparse.ArgumentParser) -> None:
+    """Sources, model and windows: what every command that judges media is given."""
     p.add_argument(
         "--source", action="append", required=True, metavar="SOURCE",
         help="a file, a folder, a glob, or camera, 0, /dev/video0; may be given several times",
@@ -94,14 +90,26 @@ def parser() -> argparse.ArgumentParser:
                    help="threads of the model in ONNX Runtime (default: 1)")  # fmt: skip
     p.add_argument("--plugin-library", type=Path, default=None, metavar="FILE",
                    help="plugins of the engines (default: the installed ones)")  # fmt: skip
-    p.add_argument("--jsonl", default=None, metavar="PATH|-",
-                   help="write verdicts as JSON Lines; - is standard output")  # fmt: skip
     p.add_argument("--window", type=_seconds, default=None, metavar="S",
                    help="length of a window in seconds (default: the model's, 2.0)")  # fmt: skip
     p.add_argument("--hop", type=_seconds, default=None, metavar="S",
                    help="time between verdicts in seconds (default: the model's, 0.2)")  # fmt: skip
     p.add_argument("--audio", choices=("same", "none"), default="same",
                    help="sound of the same source, or none (default: same)")  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m runtime.stream",
+        description="Judge whether talking faces are genuine: picture, voice, and both together.",
+        epilog="Exit codes: 0 done, 1 operational error, 2 usage, 3 every window abstained, "
+        "4 a fake was found and --fail-on-fake was given.",
+    )
+    add_input_options(p)
+    p.add_argument("--jsonl", default=None, metavar="PATH|-",
+                   help="write verdicts as JSON Lines; - is standard output")  # fmt: skip
+    p.add_argument("--site", type=Path, default=None, metavar="FILE",
+                   help="thresholds and A/V offset of runtime.calibrate")  # fmt: skip
     p.add_argument("--allow-untrained", action="store_true",
                    help="run a model with random weights; its verdicts mean nothing")  # fmt: skip
     p.add_argument("--fail-on-fake", action="store_true", help="exit code 4 when a fake is found")
@@ -115,15 +123,20 @@ def run_command(options: argparse.Namespace) -> int:
     sources = expand_sources(options.source)
     out = timeline.console(stderr=options.jsonl == "-")
     with ExitStack() as stack:
-        backend = stack.enter_context(_load(options))
+        site = None if options.site is None else SiteCalibration.read(options.site)
+        backend = stack.enter_context(load_model(options))
+        if site is not None:
+            backend = SiteBackend(backend, site)
         stream = stream_spec(backend.spec.stream, backend.spec.audio.token_hz, options)
+        if site is not None:
+            site.check_windows(stream, backend.spec.audio.token_hz)
         jsonl = _open_jsonl(options.jsonl, stack)
         summaries: list[Summary] = []
         failed: list[str] = []
         worst = EXIT_OK
         for source in sources:
             try:
-                summaries.append(_stream_one(source, backend, stream, options, out, jsonl))
+                summaries.append(_stream_one(source, backend, stream, site, options, out, jsonl))
             except DependencyError:
                 raise
             except UserError as err:
@@ -217,7 +230,8 @@ def open_source(source: str) -> Source:
     return FileSource(source)
 
 
-def _load(options: argparse.Namespace) -> Backend:
+def load_model(options: argparse.Namespace) -> Backend:
+    """The model that the options ask for; raises :class:`UsageError` for one never trained."""
     backend = load_backend(
         options.model,
         options.backend,
@@ -244,6 +258,7 @@ def _stream_one(
     name: str,
     backend: Backend,
     stream: StreamSpec,
+    site: SiteCalibration | None,
     options: argparse.Namespace,
     out: Console,
     jsonl: JsonLinesSink | None,
@@ -259,6 +274,8 @@ def _stream_one(
         timeline.print_header(
             out, source.info, backend.spec.model_id + trained, backend.provider, windows
         )
+        if site is not None:
+            timeline.print_line(out, site.headline, style="dim")
         if source.live:
             print("picture only: a camera has no sound here, so windows abstain (no_audio); "
                   "stop with Ctrl-C", file=sys.stderr)  # fmt: skip
