@@ -25,7 +25,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from runtime import conformal
 from runtime.errors import EXIT_OK, MediaError, UsageError
-from runtime.estimate import Goals, Recording, duration, estimate, estimate_offset
+from runtime.estimate import (
+    MIN_THRESHOLD,
+    Goals,
+    Recording,
+    duration,
+    estimate,
+    estimate_offset,
+)
 from runtime.media import AudioChunk, MediaInfo, Source, VideoChunk
 from runtime.site import SiteCalibration
 from runtime.spec import StreamSpec
@@ -280,17 +287,16 @@ def statements(site: SiteCalibration) -> list[str]:
         )
     if 2 * t.alarms_before > site.blocks:
         lines.append(
-            f"The model does not work at this site: with its own threshold it calls "
-            f"{t.alarms_before} of {site.blocks} genuine blocks fake. A higher threshold silences "
-            "it, it does not mend it; train it on footage of this camera "
-            "(python -m trainer.fit --genuine)."
+            f"As shipped the model does not work at this site: it calls {t.alarms_before} of "
+            f"{site.blocks} genuine blocks fake. A higher threshold makes it quieter, not better; "
+            "to mend it, train it on footage of this camera (python -m trainer.fit --genuine)."
         )
     if t.shifted and t.shifted_after < NEARLY_BLIND * t.shifted:
         lines.append(
             f"Threshold {t.threshold:.4f} finds little: of {t.shifted} windows of this footage "
             f"whose sound was moved by 0.8 s or more it calls {t.shifted_after} fake."
         )
-    if t.quantile < t.threshold:
+    if t.quantile < MIN_THRESHOLD:
         lines.append(
             "The footage would allow a lower threshold; below one half a probability is no "
             "finding, so it stays there."

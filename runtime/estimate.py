@@ -128,6 +128,34 @@ class _Block(NamedTuple):
         return any(j.label is Label.FAKE for _, j in self.windows)
 
 
+class Tally(NamedTuple):
+    """What a spec makes of genuine footage."""
+
+    windows: int  # of all faces
+    judged: int  # not abstained, or only for the threshold's sake
+    blocks: int  # with a judged window
+    alarms: int  # blocks in which a face was called fake
+    shifted: int  # windows that were given later sound, one a block
+    shifted_found: int  # of these called fake
+
+
+def tally(
+    footage: Sequence[Recording], backend: Backend, spec: PairSpec, stream: StreamSpec
+) -> Tally:
+    """``spec``: its calibration counts; the footage was recorded with ``backend``."""
+    blocks, left_out = _blocks(footage, spec, stream)
+    shifted = list(_shifted(blocks, backend, stream))
+    used = sum(len(block.windows) for block in blocks)
+    return Tally(
+        windows=used + sum(left_out.values()),
+        judged=used + left_out[BETWEEN_BLOCKS] + left_out[UNFINISHED_BLOCK],
+        blocks=len(blocks),
+        alarms=sum(block.alarms for block in blocks),
+        shifted=len(shifted),
+        shifted_found=sum(_called_fake(record, spec, stream) for record in shifted),
+    )
+
+
 def estimate(
     footage: Sequence[Recording],
     backend: Backend,
@@ -152,8 +180,10 @@ def estimate(
             _too_little(footage, len(blocks), left_out, goals, offset, block_tokens * token_s)
         )
     threshold = _threshold(blocks, footage, backend, with_bound, stream, goals)
-    before, _ = _judged(footage, spec, stream)
-    after, _ = _judged(footage, with_bound, stream)
+    before, after = (
+        sum(_has_verdict(j) for each in _judge(footage, s, stream) for j in each)
+        for s in (spec, with_bound)
+    )
     return SiteCalibration(
         model_id=spec.model_id,
         pair_id=spec.pair_id,
@@ -262,15 +292,15 @@ def _after_offset(recording: Recording, stream: StreamSpec, offset: Offset) -> R
     return kept
 
 
-def _judged(
+def _judge(
     footage: Sequence[Recording], spec: PairSpec, stream: StreamSpec
-) -> tuple[int, list[list[Judgement]]]:
-    """How many windows have a verdict under ``spec``, and every window's judgement."""
+) -> list[list[Judgement]]:
+    """Every window's judgement under ``spec``."""
     judgements = []
     for recording in footage:
         decision = Decision(spec, stream)
         judgements.append([decision.judge(r.facts, r.scores) for r in recording.records])
-    return sum(_has_verdict(j) for each in judgements for j in each), judgements
+    return judgements
 
 
 def _has_verdict(judgement: Judgement) -> bool:
@@ -285,7 +315,7 @@ def _blocks(
     blocks: list[_Block] = []
     left_out: Counter[str] = Counter()
     length = BLOCK_WINDOWS * stream.window_tokens
-    for recording, judgements in zip(footage, _judged(footage, spec, stream)[1], strict=True):
+    for recording, judgements in zip(footage, _judge(footage, spec, stream), strict=True):
         found: dict[int, _Block] = {}
         total = max((r.facts.end_token for r in recording.records), default=0)
         for record, judgement in zip(recording.records, judgements, strict=True):
@@ -319,7 +349,7 @@ def _domain(
     length = BLOCK_WINDOWS * stream.window_tokens
     by_block: dict[tuple[int, int], list[float]] = {}
     open_spec = _with(spec, min_clarity=0.0)
-    for i, judgements in enumerate(_judged(footage, open_spec, stream)[1]):
+    for i, judgements in enumerate(_judge(footage, open_spec, stream)):
         for record, judgement in zip(footage[i].records, judgements, strict=True):
             if _has_verdict(judgement) and record.scores and record.scores.clarity is not None:
                 block = (record.facts.end_token - stream.window_tokens) // length
@@ -363,9 +393,9 @@ def _threshold(
     assert rank is not None
     assert quantile is not None
     value = min(1.0, max(MIN_THRESHOLD, _up(quantile)))
-    after = _with(spec, threshold=value)
     interval = conformal.rate_interval(len(blocks), rank)
-    shifted = list(_shifted(blocks, backend, stream))
+    before = tally(footage, backend, spec, stream)
+    after = tally(footage, backend, _with(spec, threshold=value), stream)
     return Threshold(
         threshold=value,
         replaces=spec.calibration.threshold,
@@ -374,11 +404,11 @@ def _threshold(
         rank=rank,
         rate_low=interval.low,
         rate_high=interval.high,
-        alarms_before=sum(block.alarms for block in blocks),
-        alarms_after=sum(block.alarms for block in _blocks(footage, after, stream)[0]),
-        shifted=len(shifted),
-        shifted_before=sum(_called_fake(record, spec, stream) for record in shifted),
-        shifted_after=sum(_called_fake(record, after, stream) for record in shifted),
+        alarms_before=before.alarms,
+        alarms_after=after.alarms,
+        shifted=after.shifted,
+        shifted_before=before.shifted_found,
+        shifted_after=after.shifted_found,
     )
 
 

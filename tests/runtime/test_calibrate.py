@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 
 import runtime.session
+from benchmarks.site import Elsewhere
 from runtime import calibrate, stream
 from runtime.calibrate import statements
 from runtime.media import AudioChunk, MediaInfo, VideoChunk
+from runtime.media.file import FileSource
 from runtime.site import SiteCalibration
 from runtime.spec import PairSpec
 from tests.runtime.clips import write_clip
@@ -374,3 +376,69 @@ def test_sigint_in_a_real_run_leaves_nothing(
         _, err = process.communicate(timeout=60)
     assert (process.returncode, err.strip()) == (130, "interrupted")
     assert list(tmp_path.iterdir()) == []
+
+
+def elsewhere(monkeypatch: pytest.MonkeyPatch, **changes: float) -> None:
+    """From now on every file is heard in another room, or by another microphone."""
+
+    def open_source(name: str) -> Elsewhere:
+        sound = {"snr_db": None, "below_hz": None, **changes}
+        return Elsewhere(FileSource(name), rate_hz=16_000, **sound)
+
+    monkeypatch.setattr(calibrate, "open_source", open_source)
+    monkeypatch.setattr(stream, "open_source", open_source)
+
+
+@pytest.fixture(scope="module")
+def person(grid_dir: Path) -> list[Path]:
+    """Clips of one person of the GRID corpus."""
+    clips = sorted((grid_dir / "s1").glob("*.mpg"))[1::25]
+    if len(clips) < 4:
+        pytest.skip(f"no clips in {grid_dir / 's1'}")
+    return clips[:4]
+
+
+@pytest.mark.slow
+def test_hiss_makes_false_alarms_and_a_calibration_ends_them(
+    person: list[Path], real_pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, new = [person[0], *person[2:]], person[1]
+    elsewhere(monkeypatch, snr_db=25.0)
+    model, output = ("--model", real_pair), tmp_path / "site.json"
+    sources = [part for path in own for part in ("--source", path)]
+    assert run(*sources, *model, "--false-alarm-rate", 0.25, "--output", output) == 0
+    site = SiteCalibration.read(output)
+    assert (site.blocks, site.offset.tokens, site.offset.found) == (3, 0, True)
+    assert site.threshold.alarms_before >= 2
+    before = verdicts("--source", new, *model, folder=tmp_path)
+    after = verdicts("--source", new, *model, "--site", output, folder=tmp_path)
+    assert "fake" in {v["label"] for v in before}
+    assert "fake" not in {v["label"] for v in after}
+    assert [v["p_fake"] for v in before] == [v["p_fake"] for v in after]
+
+
+@pytest.mark.slow
+def test_a_dull_microphone_is_out_of_domain_until_it_is_calibrated(
+    person: list[Path], real_pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *own, new = person
+    elsewhere(monkeypatch, below_hz=4000.0)
+    model, output = ("--model", real_pair), tmp_path / "site.json"
+    sources = [part for path in own for part in ("--source", path)]
+    assert run(*sources, *model, "--false-alarm-rate", 0.25, "--output", output) == 0
+    domain = SiteCalibration.read(output).domain
+    assert domain.noise_clarity <= domain.min_clarity < domain.replaces
+    before = verdicts("--source", new, *model, folder=tmp_path)
+    after = verdicts("--source", new, *model, "--site", output, folder=tmp_path)
+    left_out = [[v["reason"] for v in each].count("out_of_domain") for each in (before, after)]
+    assert left_out[0] > left_out[1]
+
+
+@pytest.mark.slow
+def test_the_demos_clip_is_too_little_and_said_to_be(
+    sample_clip: Path, real_pair: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "site.json"
+    assert run("--source", sample_clip, "--model", real_pair, "--output", output) == 1
+    assert "needs 19 blocks of 4 s with a verdict, 9 s of footage gave" in one_line(capfd)
+    assert not output.exists()
