@@ -11,10 +11,10 @@ that lie wholly inside.  Windows across two blocks are left out, so no picture a
 twice.  A recording shorter than a block is one block.  What is slower than a block (light, posture,
 the person) stays common to all blocks of a recording: the more recordings, the better.
 
-**Offset.**  The median of the windows' lag peaks, in whole tokens, where at least
-:data:`MIN_CLEAR_SHARE` of the windows have a peak as clear as the model asks for, and
-:data:`MIN_AGREEMENT` of these lie within a token of the median.  In genuine footage lips and voice
-match: if the model finds no common offset there, it cannot read the footage.
+**Offset.**  The median of the windows' lag peaks that are as clear as the model asks for, in whole
+tokens.  It is found where :data:`MIN_AGREEING` of all windows, and :data:`MIN_AGREEMENT` of those
+with a clear peak, have one within a token of the median.  In genuine footage lips and voice match:
+a model that finds no common offset there cannot read it.
 
 **Domain bound.**  A low quantile of the windows' clarity, so that a stated share of genuine windows
 abstains.  Lowering the bound makes the model judge footage unlike its training data, so it happens
@@ -50,8 +50,8 @@ from runtime.spec import PairSpec, StreamSpec
 from runtime.verdict import Label, Reason
 
 BLOCK_WINDOWS = 2
-MIN_CLEAR_SHARE = 0.5
-MIN_AGREEMENT = 0.75
+MIN_AGREEING = 0.5  # of all windows
+MIN_AGREEMENT = 0.75  # of those with a clear peak
 MIN_THRESHOLD = 0.5
 DIGITS = 4  # of thresholds and bounds, rounded to the careful side
 RESAMPLES = 1000
@@ -228,7 +228,7 @@ def estimate_offset(footage: Sequence[Recording], spec: PairSpec, stream: Stream
         return Offset(0, 0.0, False, 0, 0, 0, measured)
     median = clear[len(clear) // 2]
     agreeing = sum(abs(lag - median) <= 1 for lag in clear)
-    found = len(clear) >= MIN_CLEAR_SHARE * measured and agreeing >= MIN_AGREEMENT * len(clear)
+    found = agreeing >= max(MIN_AGREEING * measured, MIN_AGREEMENT * len(clear))
     ms = 1000 / spec.audio.token_hz
     if found and abs(median) > stream.max_transport_tokens:
         late = "late" if median > 0 else "early"

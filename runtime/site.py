@@ -42,7 +42,7 @@ class Offset:
 
     tokens: int  # 0 where it was not found
     ms: float
-    found: bool  # most windows had a clear peak, and these agreed
+    found: bool  # most windows had a clear peak near it
     spread_low_tokens: int  # 5th and 95th percentile of the windows with a clear peak
     spread_high_tokens: int
     clear_windows: int

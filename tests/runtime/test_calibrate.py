@@ -440,5 +440,7 @@ def test_the_demos_clip_is_too_little_and_said_to_be(
 ) -> None:
     output = tmp_path / "site.json"
     assert run("--source", sample_clip, "--model", real_pair, "--output", output) == 1
-    assert "needs 19 blocks of 4 s with a verdict, 9 s of footage gave" in one_line(capfd)
+    error = one_line(capfd)
+    assert "needs 19 blocks of 4 s with a verdict, 9 s of footage gave 0" in error
+    assert "lips and voice matched at no common offset" in error
     assert not output.exists()

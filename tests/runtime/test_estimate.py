@@ -108,6 +108,10 @@ def test_what_was_compensated_already_counts() -> None:
         pytest.param(lambda e: window(e, height=0.1), id="no clear peak"),
         pytest.param(lambda e: window(e, height=0.5 if e % 15 == 0 else 0.1), id="too few"),
         pytest.param(lambda e: window(e, lag=e // 5 % 31 - 15), id="they disagree"),
+        pytest.param(
+            lambda e: window(e, lag=12 if e % 50 == 0 else 0, height=0.5 if e % 25 < 15 else 0.1),
+            id="too few that agree",
+        ),
         pytest.param(lambda e: window(e, width=20.0), id="the face is too small"),
         pytest.param(lambda e: window(e, face=None), id="no face"),
     ],
