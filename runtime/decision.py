@@ -224,7 +224,8 @@ class OffsetTracker:
     offset when it stands at least ``min_lag_confidence`` above the median.  An offset of up to
     ``max_transport_tokens``, the same in :data:`STABLE_WINDOWS` windows in a row, is transport:
     ``compensation_tokens`` then shifts the sound that the model sees.  A larger one is never
-    compensated: it may be the forgery.
+    compensated: it may be the forgery.  A site's known offset, ``av_offset_tokens``, is
+    compensated from the first window on; what is reported stays the total.
     """
 
     def __init__(self, stream: StreamSpec) -> None:
@@ -233,7 +234,7 @@ class OffsetTracker:
         self._last: int | None = None
         self._times = 0
         self.confidence = 0.0  # of the last peak
-        self.compensation_tokens = 0  # > 0: the sound is taken from later
+        self.compensation_tokens = stream.av_offset_tokens  # > 0: the sound is taken from later
 
     def update(self, curve: NDArray[np.float64]) -> int | None:
         """Lag curve [2 L + 1] of a window under the present compensation -> offset in tokens.

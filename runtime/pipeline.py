@@ -33,7 +33,7 @@ from runtime.media import (
 )
 from runtime.media.feed import Feed
 from runtime.model_calls import Steps, drive
-from runtime.session import Session, Stats
+from runtime.session import OnScores, Session, Stats
 from runtime.sinks import MediaSink, Picture, Sink, StartSink
 from runtime.spec import StreamSpec
 from runtime.verdict import Label, Verdict
@@ -153,17 +153,18 @@ def run(
     with_audio: bool = True,
     name: str | None = None,
     interrupt: Interrupt | None = None,
+    on_scores: OnScores | None = None,
 ) -> Summary:
     """Read ``source`` to its end; every verdict goes to every sink as soon as it is made.
 
     ``name`` is what verdicts call the source; by default what the source calls itself.
     A live source also ends with Ctrl-C, or when ``interrupt`` asks: what was waiting is judged and
-    the summary returned.
+    the summary returned.  ``on_scores`` is the session's.
 
     Raises :class:`UsageError` when nothing is left to judge, :class:`runtime.errors.MediaError`
     from the source and :class:`runtime.errors.DependencyError` from the session.
     """
-    one = StreamRun(source, backend, sinks, stream, with_audio, name)
+    one = StreamRun(source, backend, sinks, stream, with_audio, name, on_scores)
     start = time.perf_counter()
     try:
         if source.live:
@@ -189,6 +190,7 @@ class StreamRun:
         stream: StreamSpec | None,
         with_audio: bool,
         name: str | None,
+        on_scores: OnScores | None = None,
     ) -> None:
         info = source.info
         self._source, self.backend, self._sinks = source, backend, sinks
@@ -205,6 +207,7 @@ class StreamRun:
             has_video=self.has_video,
             has_audio=self.has_audio,
             on_picture=self._show if self._media_sinks else None,
+            on_scores=on_scores,
         )
         stats = self.session.stats
         self.summary = Summary(name, backend.spec.model_id, backend.provider, info, stats)

@@ -53,6 +53,7 @@ _T = TypeVar("_T")
 _Asking = Generator[Request, AnyReply, _T]  # work that may need the model on its way to a _T
 LazyFrame = Frame | Callable[[], Frame]
 OnPicture = Callable[[float, Frame, Sequence[Face]], None]  # stream seconds, pixels, its faces
+OnScores = Callable[["WindowRecord"], None]
 
 
 class Tracker(Protocol):
@@ -61,6 +62,22 @@ class Tracker(Protocol):
     def update(self, frame: Frame, token: int) -> Sequence[Face]: ...
 
     def reset(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class WindowRecord:
+    """What one verdict was made of, for :mod:`runtime.calibrate`: more than the verdict says.
+
+    Replayed in order through :class:`runtime.decision.Decision`, records give the verdicts again,
+    under the same calibration or another.
+    """
+
+    facts: WindowFacts
+    scores: WindowScores | None
+    compensation_tokens: int  # by which the sound was shifted before the model saw it
+    curve: NDArray[np.float64] | None  # lag curve [2 L + 1] under that shift
+    visual: Float32 | None  # [T, C] and
+    audio: Float32 | None  # [T, 104]: the model's input; None: could not be scored
 
 
 @dataclass
@@ -126,6 +143,7 @@ class Session:
     has_video, has_audio : whether to wait for that modality
     tracker : default: :class:`runtime.faces.FaceTracker`
     on_picture : called with each picture that was searched for faces, before it is judged
+    on_scores : called with what each verdict was made of, in their order
 
     Raises :class:`runtime.errors.DependencyError` where dlib or kaldi-native-fbank is missing.
     """
@@ -140,6 +158,7 @@ class Session:
         has_audio: bool = True,
         tracker: Tracker | None = None,
         on_picture: OnPicture | None = None,
+        on_scores: OnScores | None = None,
     ) -> None:
         spec = backend.spec
         self.stats = Stats()
@@ -152,7 +171,7 @@ class Session:
         self._decision = Decision(spec, self._stream)
         self._grid: VideoGrid[LazyFrame] = VideoGrid(self._hz, self._stream.max_gap_tokens)
         self._tracker: Tracker = tracker if tracker is not None else FaceTracker(spec.face)
-        self._on_picture = on_picture
+        self._on_picture, self._on_scores = on_picture, on_scores
         self._frame_shape: tuple[int, ...] = ()
         self._faces: dict[int, FaceRing] = {}
         self._pending: list[tuple[int, int, Frame]] = []  # (face, token, crop) not yet encoded
@@ -323,7 +342,8 @@ class Session:
         return verdicts
 
     def _is_ready(self, end: int) -> bool:
-        shift = max([0, *(ring.offset.compensation_tokens for ring in self._faces.values())])
+        known = self._stream.av_offset_tokens
+        shift = max([0, known, *(r.offset.compensation_tokens for r in self._faces.values())])
         picture = not self._has_video or self._video_tokens >= end
         sound = not self._has_audio or self._sound.tokens >= end + shift
         overdue = max(self._video_tokens, self._sound.tokens) >= end + self._max_wait
@@ -346,6 +366,9 @@ class Session:
         with self._timed("decide"):
             self._attribute_sound(rows)
             judged = [(row, self._decision.judge(row.facts, row.scores)) for row in rows]
+        if self._on_scores is not None:
+            for row in rows:
+                self._on_scores(row.record())
         verdicts = [
             self._verdict(
                 start, end, row.facts.face_id, j.label, j.reason, p_fake=j.p_fake,
@@ -367,7 +390,7 @@ class Session:
 
     def _row(self, start: int, end: int, face_id: int | None) -> _Row:
         ring = self._faces.get(face_id) if face_id is not None else None
-        shift = ring.offset.compensation_tokens if ring else 0
+        shift = ring.offset.compensation_tokens if ring else self._stream.av_offset_tokens
         heard = self._sound.sources(start + shift, end + shift, self._stream.max_gap_tokens)
         sound = MISSING not in heard
         levels = self._sound.levels_dbfs(heard) if sound else np.zeros(0, np.float32)
@@ -384,7 +407,7 @@ class Session:
             if sound else 0.0,
             clock_error_s=self._sound.clock_error_s(start + shift, end + shift),
         )  # fmt: skip
-        row = _Row(facts, ring, levels_dbfs=levels)
+        row = _Row(facts, ring, shift, levels_dbfs=levels)
         if ring is not None and seen is not None and self._decision.picture_reason(facts) is None:
             row.visual = ring.window(seen)  # [T, C]
             row.motion = ring.motion(seen)  # [T]
@@ -423,8 +446,8 @@ class Session:
         clear: float | None = None
         reliable = row.facts.clock_error_s <= MAX_CLOCK_ERROR_S
         if row.visual is not None and row.audio is not None and row.ring and reliable:
-            curve = lag_curve(out.align_v, out.align_a, self._stream.max_lag_tokens)
-            offset = row.ring.offset.update(curve)
+            row.curve = lag_curve(out.align_v, out.align_a, self._stream.max_lag_tokens)
+            offset = row.ring.offset.update(row.curve)
             row.offset_ms = None if offset is None else offset * 1000 / self._hz
             clear = clarity(out.align_v, out.align_a)
         row.scores = WindowScores(
@@ -516,9 +539,11 @@ class _Row:
 
     facts: WindowFacts
     ring: FaceRing | None
+    shift_tokens: int  # of the sound, to compensate its offset
     visual: Float32 | None = None  # [T, C]; None: cannot be scored
     audio: Float32 | None = None  # [T, 104]
     scores: WindowScores | None = None
+    curve: NDArray[np.float64] | None = None  # [2 L + 1]
     offset_ms: float | None = None
     levels_dbfs: Float32 | None = None  # [T], of the sound at this face's offset
     motion: Float32 | None = None  # [T], of the mouth
@@ -535,3 +560,8 @@ class _Row:
         assert self.levels_dbfs is not None
         offset = self.ring.offset
         return Candidate(offset.confidence, offset.confident, self.motion, self.levels_dbfs)
+
+    def record(self) -> WindowRecord:
+        return WindowRecord(
+            self.facts, self.scores, self.shift_tokens, self.curve, self.visual, self.audio
+        )

@@ -125,6 +125,7 @@ class StreamSpec:
     max_lag_tokens: int = 15  # range in which the A/V offset is measured
     max_transport_tokens: int = 5  # +-200 ms: ordinary transport, compensated and reported apart
     forged_shift_tokens: int = 10  # from here an offset is never compensated
+    av_offset_tokens: int = 0  # of this site, > 0: late sound; compensated from the first window
     min_lag_confidence: float = 0.12  # peak over median of the lag curve
     speech_level_dbfs: float = -50.0  # a token at or above it counts as sound
     min_speech_fraction: float = 0.2  # of a window's tokens
@@ -138,6 +139,8 @@ class StreamSpec:
             raise SpecError("StreamSpec: max_lag_tokens must be less than window_tokens")
         if not 0 < self.smoothing <= 1:
             raise SpecError("StreamSpec: smoothing must be in (0, 1]")
+        if abs(self.av_offset_tokens) > self.max_transport_tokens:
+            raise SpecError("StreamSpec: av_offset_tokens must be within max_transport_tokens")
 
 
 @dataclass(frozen=True)
@@ -194,13 +197,17 @@ class PairSpec:
                 f"the model's spec has version {found!r}, this runtime reads {SPEC_VERSION}; "
                 "export the model again with this version of the project"
             )
-        return _build(cls, data)
+        return build(cls, data)
 
 
 _T = TypeVar("_T")
 
 
-def _build(cls: type[_T], data: Any) -> _T:
+def build(cls: type[_T], data: Any) -> _T:
+    """A dataclass out of what JSON gives: objects, numbers, text, null, and maps of those.
+
+    Raises :class:`SpecError` for an unknown or a missing field and for a value of another type.
+    """
     if not isinstance(data, dict):
         raise SpecError(f"{cls.__name__}: expected an object, found {type(data).__name__}")
     hints = typing.get_type_hints(cls)
@@ -208,19 +215,33 @@ def _build(cls: type[_T], data: Any) -> _T:
     unknown = sorted(set(data) - names)
     if unknown:
         raise SpecError(f"{cls.__name__}: unknown fields {', '.join(unknown)}")
+    missing = sorted(
+        f.name
+        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if f.name not in data
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    )
+    if missing:
+        raise SpecError(f"{cls.__name__}: no {', '.join(missing)}")
     kwargs = {name: _convert(f"{cls.__name__}.{name}", hints[name], v) for name, v in data.items()}
     return cls(**kwargs)
 
 
 def _convert(where: str, hint: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value)  # type: ignore[arg-type]
+        return build(hint, value)  # type: ignore[arg-type]
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None
         hint = next(a for a in typing.get_args(hint) if a is not type(None))
         return _convert(where, hint, value)
+    if origin is dict and isinstance(value, dict):
+        inner = typing.get_args(hint)[1]
+        return {key: _convert(f"{where}.{key}", inner, v) for key, v in value.items()}
+    if origin is dict:
+        raise SpecError(f"{where}: expected an object, found {value!r}")
     if hint is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)

@@ -68,13 +68,8 @@ def print_error(err: BaseException) -> None:
     print(f"error: {' '.join(str(err).split())}", file=sys.stderr)
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m runtime.stream",
-        description="Judge whether talking faces are genuine: picture, voice, and both together.",
-        epilog="Exit codes: 0 done, 1 operational error, 2 usage, 3 every window abstained, "
-        "4 a fake was found and --fail-on-fake was given.",
-    )
+def add_input_options(p: argparse.ArgumentParser) -> None:
+    """Sources, model and windows: what every command that judges media is given."""
     p.add_argument(
         "--source", action="append", required=True, metavar="SOURCE",
         help="a file, a folder, a glob; camera, 0, /dev/video0, csi://0; rtsp://, rtsps://, "
@@ -91,8 +86,6 @@ def parser() -> argparse.ArgumentParser:
                    help="threads of the model in ONNX Runtime (default: 1)")  # fmt: skip
     p.add_argument("--plugin-library", type=Path, default=None, metavar="FILE",
                    help="plugins of the engines (default: the installed ones)")  # fmt: skip
-    p.add_argument("--jsonl", default=None, metavar="PATH|-",
-                   help="write verdicts as JSON Lines; - is standard output")  # fmt: skip
     p.add_argument("--window", type=_seconds, default=None, metavar="S",
                    help="length of a window in seconds (default: the model's, 2.0)")  # fmt: skip
     p.add_argument("--hop", type=_seconds, default=None, metavar="S",
@@ -303,6 +296,7 @@ def _stream_one(
     name: str,
     backend: Backend,
     stream: StreamSpec,
+    site: SiteCalibration | None,
     options: argparse.Namespace,
     out: Console,
     jsonl: JsonLinesSink | None,

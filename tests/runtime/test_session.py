@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runtime.alignment import lag_peak
 from runtime.audio import AudioTokens, tokenize
-from runtime.decision import fake_minus_real, sigmoid
+from runtime.decision import Decision, fake_minus_real, sigmoid
 from runtime.faces import Face
 from runtime.media import VideoChunk
 from runtime.media.file import FileSource
 from runtime.rings import MISSING, nearest_before
-from runtime.session import Load, Session, score_window
+from runtime.session import Load, Session, WindowRecord, score_window
 from runtime.spec import PairSpec
 from runtime.verdict import Label, Reason, Verdict
 from tests.runtime.doubles import (
@@ -124,6 +125,46 @@ def test_a_session_ends_once() -> None:
     _, session = play(video(range(3)))
     with pytest.raises(RuntimeError, match="finished"):
         session.push_video(9.0, picture(0))
+
+
+def test_what_a_verdict_was_made_of_can_be_asked_for_and_gives_it_again() -> None:
+    records: list[WindowRecord] = []
+    verdicts, _ = play(
+        video(range(120)), sound(speech(120, late_tokens=3)), on_scores=records.append
+    )
+    decision = Decision(SPEC)
+    again = [decision.judge(r.facts, r.scores) for r in records]
+    assert [(j.p_fake, j.label, j.reason) for j in again] == [
+        (v.p_fake, v.label, v.reason) for v in verdicts
+    ]
+    assert len(records) == 15
+    # three windows agree that the sound is 3 tokens late, then it is taken from there
+    assert [r.compensation_tokens for r in records] == [0] * 3 + [3] * 12
+    offsets = [r.compensation_tokens + lag_peak(r.curve).lag_tokens for r in records]
+    assert offsets == [3] * 15
+    assert {(r.visual.shape, r.audio.shape) for r in records} == {((50, 16), (50, 104))}
+
+
+@pytest.mark.parametrize("late", [3, -2])
+def test_a_sites_known_offset_is_compensated_from_the_first_window(late: int) -> None:
+    records: list[WindowRecord] = []
+    stream = replace(SPEC.stream, av_offset_tokens=late)
+    sources = video(range(120)), sound(speech(120, late_tokens=late))
+    verdicts, _ = play(*sources, stream=stream, on_scores=records.append)
+    without, _ = play(*sources)
+    assert {r.compensation_tokens for r in records} == {late}
+    assert {v.av_offset_ms for v in verdicts} == {late * 40.0}  # the total, not the remainder
+    assert verdicts[0].label is Label.REAL
+    assert without[0].label is Label.FAKE  # of this model, until the offset is compensated
+
+
+def test_a_record_of_an_abstention_has_no_scores() -> None:
+    records: list[WindowRecord] = []
+    play(video(range(60)), has_audio=False, tracker=MockTracker(lambda t: []),
+         on_scores=records.append)  # fmt: skip
+    assert len(records) == 3
+    assert all((r.scores, r.curve, r.visual, r.audio) == (None,) * 4 for r in records)
+    assert {r.facts.face_id for r in records} == {None}
 
 
 # The same verdicts however the media arrives

@@ -58,6 +58,7 @@ def test_whole_numbers_are_read_where_a_fraction_is_meant() -> None:
         (("audio", "dither"), 1.0, "dither must be 0"),
         (("stream", "hop_tokens"), 0, "hop_tokens"),
         (("stream", "max_lag_tokens"), 50, "max_lag_tokens"),
+        (("stream", "av_offset_tokens"), 6, "av_offset_tokens"),
     ],
 )
 def test_what_is_no_spec_is_one_line(path: tuple[str, ...], value: object, message: str) -> None:
