@@ -16,7 +16,7 @@ from runtime.errors import UsageError
 from runtime.faces import Face
 from runtime.media import AudioChunk, Frame, MediaInfo, Source, VideoChunk
 from runtime.session import Session, Stats
-from runtime.sinks import MediaSink, Picture, Sink
+from runtime.sinks import MediaSink, Picture, Sink, WatchingSink
 from runtime.spec import StreamSpec
 from runtime.verdict import Label, Verdict
 
@@ -100,6 +100,9 @@ def run(
         on_picture=show if media_sinks else None,
     )
     summary = Summary(name, backend.spec.model_id, backend.provider, info, session.stats)
+    for sink in sinks:
+        if isinstance(sink, WatchingSink):
+            sink.begin(summary, source)
     start = time.perf_counter()
 
     def publish(verdicts: list[Verdict]) -> None:

@@ -13,7 +13,7 @@ import glob
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,8 @@ from runtime.errors import (
     UserError,
 )
 from runtime.spec import SpecError, StreamSpec
+from runtime.web import BROWSER, FACES
+from runtime.web.address import DEFAULT as DEFAULT_ADDRESS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from runtime.media import Source
     from runtime.pipeline import Summary
     from runtime.sinks.jsonl import JsonLinesSink
+    from runtime.web.server import WebServer
 
 EXIT_INTERRUPTED = 130
 MEDIA_SUFFIXES = frozenset(
@@ -81,7 +84,8 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--source", action="append", required=True, metavar="SOURCE",
-        help="a file, a folder, a glob, or camera, 0, /dev/video0; may be given several times",
+        help="a file, a folder, a glob, or camera, 0, /dev/video0; browser with --web: the camera and "
+             "microphone of the page; may be given several times",
     )  # fmt: skip
     p.add_argument("--model", default=None, metavar="NAME|DIR",
                    help="a shipped preset, or a folder with an ONNX pair or engines")  # fmt: skip
@@ -96,6 +100,17 @@ def parser() -> argparse.ArgumentParser:
                    help="plugins of the engines (default: the installed ones)")  # fmt: skip
     p.add_argument("--jsonl", default=None, metavar="PATH|-",
                    help="write verdicts as JSON Lines; - is standard output")  # fmt: skip
+    p.add_argument("--web", nargs="?", const=DEFAULT_ADDRESS, default=None, metavar="HOST:PORT",
+                   help="serve a page to watch (default: this machine only, "
+                        f"{DEFAULT_ADDRESS})")  # fmt: skip
+    p.add_argument("--web-faces", choices=FACES, default="show",
+                   help="faces on the page: show, blur, or hide every picture (default: show)")  # fmt: skip
+    p.add_argument("--web-cert", type=Path, default=None, metavar="FILE",
+                   help="serve the page over TLS, with this certificate (PEM)")  # fmt: skip
+    p.add_argument("--web-key", type=Path, default=None, metavar="FILE",
+                   help="the key of --web-cert, where it is in a file of its own")  # fmt: skip
+    p.add_argument("--web-hold", action="store_true",
+                   help="keep the page up after the sources have ended, until Ctrl-C")  # fmt: skip
     p.add_argument("--window", type=_seconds, default=None, metavar="S",
                    help="length of a window in seconds (default: the model's, 2.0)")  # fmt: skip
     p.add_argument("--hop", type=_seconds, default=None, metavar="S",
@@ -113,17 +128,20 @@ def run_command(options: argparse.Namespace) -> int:
     from runtime.sinks import timeline
 
     sources = expand_sources(options.source)
+    check_page_options(options, sources)
     out = timeline.console(stderr=options.jsonl == "-")
     with ExitStack() as stack:
         backend = stack.enter_context(_load(options))
         stream = stream_spec(backend.spec.stream, backend.spec.audio.token_hz, options)
         jsonl = _open_jsonl(options.jsonl, stack)
+        page = _open_page(options, sources, backend, stream, stack)
         summaries: list[Summary] = []
         failed: list[str] = []
         worst = EXIT_OK
         for source in sources:
             try:
-                summaries.append(_stream_one(source, backend, stream, options, out, jsonl))
+                summary = _stream_one(source, backend, stream, options, out, jsonl, page)
+                summaries.append(summary)
             except DependencyError:
                 raise
             except UserError as err:
@@ -136,6 +154,8 @@ def run_command(options: argparse.Namespace) -> int:
             timeline.print_table(out, summaries, failed)
         if jsonl is not None and summaries:
             jsonl.commit()
+        if page is not None and options.web_hold:
+            _hold(page)
     return worst or exit_code(summaries, fail_on_fake=options.fail_on_fake)
 
 
@@ -157,6 +177,9 @@ def expand_sources(given: Sequence[str]) -> list[str]:
 
     found: dict[str, None] = {}
     for source in given:
+        if source == BROWSER:
+            found[source] = None
+            continue
         if "://" in source:
             scheme = source.split("://", 1)[0]
             raise UsageError(
@@ -183,6 +206,17 @@ def expand_sources(given: Sequence[str]) -> list[str]:
         else:
             raise UsageError(f"{source}: no such file or folder")
     return list(found)
+
+
+def check_page_options(options: argparse.Namespace, sources: Sequence[str]) -> None:
+    """Raises :class:`UsageError` where they contradict each other."""
+    if options.web is not None:
+        return
+    if BROWSER in sources:
+        raise UsageError(f"--source {BROWSER}: it is the page's camera; add --web")
+    for name in ("web_cert", "web_key", "web_hold"):
+        if getattr(options, name):
+            raise UsageError(f"--{name.replace('_', '-')}: there is no page; add --web")
 
 
 def stream_spec(spec: StreamSpec, token_hz: float, options: argparse.Namespace) -> StreamSpec:
@@ -240,6 +274,58 @@ def _open_jsonl(target: str | None, stack: ExitStack) -> JsonLinesSink | None:
     return None if target is None else stack.enter_context(JsonLinesSink(target))
 
 
+def _open_page(
+    options: argparse.Namespace,
+    sources: Sequence[str],
+    backend: Backend,
+    stream: StreamSpec,
+    stack: ExitStack,
+) -> WebServer | None:
+    """Serves the page and says where; raises :class:`UserError` where it cannot."""
+    if options.web is None:
+        return None
+    from runtime.web.address import parse_address
+    from runtime.web.server import WebServer
+    from runtime.web.sink import WebSink
+
+    sink = WebSink(
+        model_id=backend.spec.model_id,
+        provider=backend.provider,
+        judged_by=_windows(backend, stream),
+        trained=backend.spec.trained,
+    )
+    page = WebServer(
+        parse_address(options.web),
+        sink,
+        backend.spec,
+        faces=options.web_faces,
+        certificate=options.web_cert,
+        key=options.web_key,
+    )
+    if BROWSER in sources:
+        page.want_browser()
+    stack.enter_context(page)
+    print(f"page: {page.url}", file=sys.stderr)
+    if BROWSER in sources:
+        print("open it and press \"Use this camera and microphone\"; stop with Ctrl-C",
+              file=sys.stderr)  # fmt: skip
+        if not page.browser_can_record:
+            print("on other machines browsers give a camera only to https://: use --web-cert and "
+                  "--web-key", file=sys.stderr)  # fmt: skip
+    return page
+
+
+def _hold(page: WebServer) -> None:
+    print(f"the page stays at {page.base_url} until Ctrl-C", file=sys.stderr)
+    with suppress(KeyboardInterrupt):
+        page.wait()
+
+
+def _windows(backend: Backend, stream: StreamSpec) -> str:
+    hz = backend.spec.audio.token_hz
+    return f"windows of {stream.window_tokens / hz:g} s every {stream.hop_tokens / hz:g} s"
+
+
 def _stream_one(
     name: str,
     backend: Backend,
@@ -247,25 +333,28 @@ def _stream_one(
     options: argparse.Namespace,
     out: Console,
     jsonl: JsonLinesSink | None,
+    page: WebServer | None,
 ) -> Summary:
     """One source from its header to its summary."""
     from runtime.pipeline import run
     from runtime.sinks import Sink, timeline
 
-    hz = backend.spec.audio.token_hz
-    with open_source(name) as source:
+    from_page = page is not None and name == BROWSER
+    with page.browser_source() if page is not None and from_page else open_source(name) as source:
         trained = "" if backend.spec.trained else " (RANDOM WEIGHTS)"
-        windows = f"windows of {stream.window_tokens / hz:g} s every {stream.hop_tokens / hz:g} s"
         timeline.print_header(
-            out, source.info, backend.spec.model_id + trained, backend.provider, windows
-        )
-        if source.live:
+            out, source.info, backend.spec.model_id + trained, backend.provider,
+            _windows(backend, stream),
+        )  # fmt: skip
+        if source.live and not from_page:
             print("picture only: a camera has no sound here, so windows abstain (no_audio); "
                   "stop with Ctrl-C", file=sys.stderr)  # fmt: skip
         rows = timeline.TimelineSink(out)
         sinks: list[Sink] = [] if options.quiet else [rows]
         if jsonl is not None:
             sinks.append(jsonl)
+        if page is not None:
+            sinks.append(page.sink)
         summary = run(
             source, backend, sinks=sinks, stream=stream, with_audio=options.audio == "same"
         )

@@ -3,7 +3,8 @@
 
 A sink that also shows or keeps media is a :class:`MediaSink`: of each picture that was searched
 for faces it gets the pixels and the faces, of the sound what the model hears, and at the end the
-summary.  Nothing of it is kept unless the sink was asked for.
+summary.  Nothing of it is kept unless the sink was asked for.  A :class:`WatchingSink` is also told
+when a source starts.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from runtime.verdict import Verdict
 
 if TYPE_CHECKING:
     from runtime.faces import Face
+    from runtime.media import Source
     from runtime.pipeline import Summary
 
 
@@ -49,6 +51,15 @@ class MediaSink(Sink, Protocol):
         ...
 
 
+@runtime_checkable
+class WatchingSink(MediaSink, Protocol):
+    """A media sink that shows a stream while it runs."""
+
+    def begin(self, summary: Summary, source: Source) -> None:
+        """A source starts.  Both count on while it runs: ``summary.stats``, ``source.damaged``."""
+        ...
+
+
 class Collector:
     """A sink that keeps the verdicts."""
 
@@ -59,4 +70,4 @@ class Collector:
         self.verdicts.append(verdict)
 
 
-__all__ = ["Collector", "MediaSink", "Picture", "Sink"]
+__all__ = ["Collector", "MediaSink", "Picture", "Sink", "WatchingSink"]
