@@ -8,7 +8,7 @@ at most; from then on every report moves the track's offset, so a sound card tha
 followed.  Where no report comes, arrival has to do, and a warning says so.
 
 Back-pressure.  Sound is kept, pictures are cheap to lose: when the model falls behind, the oldest
-waiting picture goes (half a second of them waits at most) and is counted.
+waiting picture goes (a second of them waits at most) and is counted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from runtime.web import BROWSER
 
 REPORT_WAIT_S = 6.0  # browsers report on sound every 5 s and sooner at the start
 REPORTS_KEPT = 9  # whose median is the offset of a track: single ones are off by milliseconds
-MAX_QUEUED_PICTURES = 12  # half a second
+MAX_QUEUED_PICTURES = 25  # a second
 MAX_QUEUED_SOUND = 500  # pieces of 20 ms
 POLL_S = 0.2  # so that Ctrl-C is noticed on every platform
 
@@ -35,7 +35,7 @@ KINDS = ("video", "audio")
 
 
 class SharedClock:
-    """Stream seconds of both tracks of one sender.
+    """One clock for both tracks of one sender.
 
     kinds : the tracks that there are, of ``video`` and ``audio``
     now : seconds on a clock that never goes back
@@ -49,11 +49,6 @@ class SharedClock:
         self._arrivals: dict[str, float] = {}  # smallest (arrival - timestamp) so far
         self._started: float | None = None
         self._by_arrival: dict[str, float] | None = None
-        self._zero: float | None = None
-
-    @property
-    def running(self) -> bool:
-        return self._zero is not None
 
     @property
     def by_arrival(self) -> bool:
@@ -65,19 +60,14 @@ class SharedClock:
         self._reports[kind].append(wall_s - pts_s)
 
     def at(self, kind: str, pts_s: float) -> float | None:
-        """Stream seconds of what has arrived now; None: before the start, not to be used."""
+        """Seconds, the same for both tracks, of what arrives now; None: not known yet."""
         now = self._now()
         self._started = now if self._started is None else self._started
         self._arrivals[kind] = min(self._arrivals.get(kind, float("inf")), now - pts_s)
-        if self._zero is None and not self._start(now):
-            return None
-        wall_s = self._offset(kind) + pts_s
-        self._zero = wall_s if self._zero is None else self._zero
-        t_s = wall_s - self._zero
-        return t_s if t_s >= 0 else None
+        return self._offset(kind) + pts_s if self._known(now) else None
 
-    def _start(self, now: float) -> bool:
-        if all(self._reports[kind] for kind in self._kinds):
+    def _known(self, now: float) -> bool:
+        if self.by_arrival or all(self._reports[kind] for kind in self._kinds):
             return True
         assert self._started is not None
         if now - self._started < REPORT_WAIT_S:
@@ -103,7 +93,13 @@ class Incoming:
         self._repairs = {kind: StreamClock() for kind in KINDS}
         self._queue: deque[VideoChunk | AudioChunk] = deque()
         self._seen: set[str] = set()
+        self._zero_s: float | None = None  # of the clock: the start of the stream
+        self._open = False
         self._changed = threading.Condition()
+
+    def open(self) -> None:
+        """From now on: what came before, while the pipeline was not ready, is no part of it."""
+        self._open = True
 
     @property
     def damaged(self) -> int:
@@ -116,17 +112,16 @@ class Incoming:
 
     def video(self, pts_s: float, size: tuple[int, int], convert: Callable[[], Frame]) -> None:
         """size: (width, height)"""
-        t_s = self._time("video", pts_s, 1 / 25)
-        if t_s is None:
-            return
         self.size = self.size if self.size[0] else size
-        self._put("video", VideoChunk(t_s, convert), MAX_QUEUED_PICTURES, "backlog_pictures")
+        t_s = self._time("video", pts_s, 1 / 25)
+        if t_s is not None:
+            self._put(VideoChunk(t_s, convert), MAX_QUEUED_PICTURES, "backlog_pictures")
 
     def audio(self, pts_s: float, samples: Samples, rate_hz: int) -> None:
         """samples: mono [n] at ``rate_hz``"""
         t_s = self._time("audio", pts_s, samples.size / rate_hz)
         if t_s is not None and samples.size:
-            self._put("audio", AudioChunk(t_s, samples), MAX_QUEUED_SOUND, "backlog_sound")
+            self._put(AudioChunk(t_s, samples), MAX_QUEUED_SOUND, "backlog_sound")
 
     def end(self, why: str) -> None:
         """Nothing more comes; what waits is still handed out."""
@@ -144,12 +139,19 @@ class Incoming:
             return self._queue.popleft()
 
     def _time(self, kind: str, pts_s: float, step_s: float) -> float | None:
-        t_s = self.clock.at(kind, pts_s)
-        return None if t_s is None else self._repairs[kind].accept(t_s, step_s)
+        """Stream seconds, or None: not to be used."""
+        at_s = self.clock.at(kind, pts_s)
+        if at_s is None:
+            return None
+        self._seen.add(kind)
+        if not self._open:
+            return None
+        self._zero_s = at_s if self._zero_s is None else self._zero_s
+        t_s = at_s - self._zero_s
+        return self._repairs[kind].accept(t_s, step_s) if t_s >= 0 else None
 
-    def _put(self, kind: str, chunk: VideoChunk | AudioChunk, most: int, dropped: str) -> None:
+    def _put(self, chunk: VideoChunk | AudioChunk, most: int, dropped: str) -> None:
         with self._changed:
-            self._seen.add(kind)
             waiting = [c for c in self._queue if type(c) is type(chunk)]
             if len(waiting) >= most:
                 self._queue.remove(waiting[0])
@@ -258,6 +260,7 @@ class BrowserSource:
         return dict(self._incoming.drops)
 
     def __iter__(self) -> Iterator[VideoChunk | AudioChunk]:
+        self._incoming.open()
         while (chunk := self._incoming.get()) is not None:
             yield chunk
         self.warnings.append(f"ended: {self._incoming.ended}")

@@ -236,7 +236,7 @@ class SourceView {
         root.dataset.label = mark.dataset.label = v.label;
         root.dataset.gone = String(v.t_end_s <= end - GONE_S);
         say(word, inWords(v));
-        say(why, v.reason ? `${hello.reasons[v.reason]} (${v.reason})` : v.label === "fake" ? blame(v) : "picture and voice agree with each other");
+        say(why, v.reason ? `${hello.reasons[v.reason]} (${v.reason})` : v.label === "fake" ? blame(v) : "nothing found that points to a forgery");
         say(when, `${v.t_start_s.toFixed(1)} to ${v.t_end_s.toFixed(1)} s`);
         rows.forEach(({ fill, meter, text }, i) => {
           const p = v.shown[i];
@@ -273,7 +273,7 @@ class SourceView {
         this.find(".faces").append(root);
         face.track = { root, timeline: new Timeline(canvas, (v) => this.cursor(id, v)) };
       }
-      face.track.timeline.draw(face.verdicts, this.end, this.span, hello.threshold);
+      face.track.timeline.draw(face.verdicts, Math.max(this.end, this.span), this.span, hello.threshold);
       this.describe(id, face);
     }
   }
@@ -300,11 +300,12 @@ class SourceView {
   readings(state) {
     const latency = state.latency_ms;
     const rows = [
-      ["A/V offset", offset(state.av_offset_ms), state.av_offset_ms === null ? "not measured yet" : state.av_offset_ms >= 0 ? "sound late" : "sound early"],
+      ["A/V offset", offset(state.av_offset_ms), state.av_offset_ms === null ? "not measured" : state.av_offset_ms > 0 ? "sound late" : state.av_offset_ms < 0 ? "sound early" : ""],
       ["Latency p50", latency ? `${latency.p50.toFixed(0)} ms` : "--", ""],
       ["Latency p99", latency ? `${latency.p99.toFixed(0)} ms` : "--", latency ? `of ${latency.of}` : ""],
-      ["Coverage", state.coverage === null ? "--" : `${Math.floor(state.coverage * 100)} %`, `of ${state.windows} windows`],
-      ["Lost or repaired", String(Object.values(state.drops).reduce((a, b) => a + b, 0)), ""],
+      ["Coverage", state.coverage === null ? "--" : `${Math.floor(state.coverage * 100)} %`, `of ${state.windows}`],
+      ["Judged fake", String(state.labels.fake), `of ${state.windows}`],
+      ["Lost or repaired", String(lost(state.drops)), ""],
       ["Pictures", state.pictures_per_s === null ? "--" : `${state.pictures_per_s.toFixed(1)}`, "a second"],
       ["Sound level", state.level_dbfs === null ? "--" : `${state.level_dbfs.toFixed(0)} dB`, "of full scale"],
     ];
@@ -356,13 +357,13 @@ class SourceView {
   }
 }
 
-// Which modality carries a fake verdict, as far as the numbers say so.
+// Which modality a fake verdict comes from, as far as the numbers say so.
 function blame(v) {
   const [, picture, voice] = v.shown.map((p) => p !== null && p >= hello.threshold);
-  if (picture && voice) return "both the picture and the voice look forged";
-  if (picture) return "the picture looks forged";
-  if (voice) return "the voice sounds forged";
-  return "picture and voice do not belong together";
+  if (picture && voice) return "picture and voice are each above the threshold";
+  if (picture) return "the picture alone is above the threshold";
+  if (voice) return "the voice alone is above the threshold";
+  return "neither alone is above the threshold: the two together are";
 }
 
 // Solid and thin: real; thick: fake; dashed: no verdict.
@@ -386,6 +387,11 @@ function box(ctx, c, face, label) {
   ctx.fillStyle = c.card;
   ctx.textBaseline = "middle";
   ctx.fillText(text, left + 5 * unit, top + high / 2 + 0.5);
+}
+
+// A moment without a picture is what the other losses lead to: not counted twice.
+function lost({ gaps, ...causes }) {
+  return Object.values(causes).reduce((a, b) => a + b, 0) || gaps || 0;
 }
 
 function fill(list, rows, nothing) {
