@@ -4,8 +4,8 @@
 Clock.  Each RTP track counts from a random start in a clock of its own; what relates them are the
 RTCP sender reports, which say for one moment of a track what the sender's wall clock showed (RFC
 3550, section 6.4.1).  Media is held back until both tracks have been reported on, a few seconds
-at most; from then on every report moves the track's offset, so a sound card that runs fast is
-followed.  Where no report comes, arrival has to do, and a warning says so.
+at most; from then on every report moves the track's offset a little, so a sound card that runs fast
+is followed.  Where no report comes, arrival has to do, and a warning says so.
 
 Back-pressure.  Sound is kept, pictures are cheap to lose: when the model falls behind, the oldest
 waiting picture goes (a second of them waits at most) and is counted.
@@ -26,6 +26,7 @@ from runtime.media.file import StreamClock
 from runtime.web import BROWSER
 
 REPORT_WAIT_S = 6.0  # browsers report on sound every 5 s and sooner at the start
+SLEW = 0.05  # seconds a second by which a track's offset moves at most: its time never runs back
 REPORTS_KEPT = 9  # whose median is the offset of a track: single ones are off by milliseconds
 MAX_QUEUED_PICTURES = 25  # a second
 MAX_QUEUED_SOUND = 500  # pieces of 20 ms
@@ -49,6 +50,7 @@ class SharedClock:
         self._arrivals: dict[str, float] = {}  # smallest (arrival - timestamp) so far
         self._started: float | None = None
         self._by_arrival: dict[str, float] | None = None
+        self._offsets: dict[str, tuple[float, float]] = {}  # in use, and the timestamp it was set at
 
     @property
     def by_arrival(self) -> bool:
@@ -64,7 +66,7 @@ class SharedClock:
         now = self._now()
         self._started = now if self._started is None else self._started
         self._arrivals[kind] = min(self._arrivals.get(kind, float("inf")), now - pts_s)
-        return self._offset(kind) + pts_s if self._known(now) else None
+        return self._offset(kind, pts_s) + pts_s if self._known(now) else None
 
     def _known(self, now: float) -> bool:
         if self.by_arrival or all(self._reports[kind] for kind in self._kinds):
@@ -75,10 +77,16 @@ class SharedClock:
         self._by_arrival = dict(self._arrivals)
         return True
 
-    def _offset(self, kind: str) -> float:
+    def _offset(self, kind: str, pts_s: float) -> float:
+        """What the reports say, approached slowly: a step back would cost sound."""
         if self._by_arrival is not None:
             return self._by_arrival.setdefault(kind, self._arrivals[kind])
-        return median(self._reports[kind])
+        target = median(self._reports[kind])
+        offset, since_s = self._offsets.get(kind, (target, pts_s))
+        step_s = SLEW * max(0.0, pts_s - since_s)
+        offset += min(step_s, max(-step_s, target - offset))
+        self._offsets[kind] = (offset, max(since_s, pts_s))
+        return offset
 
 
 class Incoming:
