@@ -84,8 +84,8 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--source", action="append", required=True, metavar="SOURCE",
-        help="a file, a folder, a glob, or camera, 0, /dev/video0; browser with --web: the camera and "
-             "microphone of the page; may be given several times",
+        help="a file, a folder, a glob, or camera, 0, /dev/video0; with --web, browser: the camera "
+             "and microphone of the page; may be given several times",
     )  # fmt: skip
     p.add_argument("--model", default=None, metavar="NAME|DIR",
                    help="a shipped preset, or a folder with an ONNX pair or engines")  # fmt: skip
@@ -104,7 +104,8 @@ def parser() -> argparse.ArgumentParser:
                    help="serve a page to watch (default: this machine only, "
                         f"{DEFAULT_ADDRESS})")  # fmt: skip
     p.add_argument("--web-faces", choices=FACES, default="show",
-                   help="faces on the page: show, blur, or hide every picture (default: show)")  # fmt: skip
+                   help="faces on the page: show, blur, or hide all pictures (default: show)",
+                   )  # fmt: skip
     p.add_argument("--web-cert", type=Path, default=None, metavar="FILE",
                    help="serve the page over TLS, with this certificate (PEM)")  # fmt: skip
     p.add_argument("--web-key", type=Path, default=None, metavar="FILE",

@@ -96,7 +96,10 @@ class Guard:
         cookie += "; Secure" if self._secure else ""
         # SameSite=Strict: after a redirect that another program's link started, a browser would
         # not send the cookie; a page of our own that moves on does.
-        body = b'<!doctype html><meta http-equiv="refresh" content="0; url=/"><a href="/">Page</a>'
+        body = (
+            b'<!doctype html><link rel="icon" href="/icon.svg">'
+            b'<meta http-equiv="refresh" content="0; url=/"><a href="/">The page</a>'
+        )
         extra = {"content-type": "text/html; charset=utf-8", "set-cookie": cookie}
         await _answer(send, 200, body, extra)
 

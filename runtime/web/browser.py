@@ -42,15 +42,13 @@ class SharedClock:
     now : seconds on a clock that never goes back
     """
 
-    def __init__(
-        self, kinds: frozenset[str], now: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, kinds: frozenset[str], now: Callable[[], float] = time.monotonic) -> None:
         self._kinds, self._now = kinds, now
         self._reports: dict[str, deque[float]] = {k: deque(maxlen=REPORTS_KEPT) for k in kinds}
         self._arrivals: dict[str, float] = {}  # smallest (arrival - timestamp) so far
         self._started: float | None = None
         self._by_arrival: dict[str, float] | None = None
-        self._offsets: dict[str, tuple[float, float]] = {}  # in use, and the timestamp it was set at
+        self._offsets: dict[str, tuple[float, float]] = {}  # in use, and since which timestamp
 
     @property
     def by_arrival(self) -> bool:

@@ -62,8 +62,8 @@ def hide(frame: Frame, regions: Sequence[Region]) -> Frame:
     """A copy of which the regions are coarse; frame: [H, W, 3]."""
     out = frame.copy()
     for left, top, right, bottom in regions:
-        part = out[top:bottom, left:right]
-        out[top:bottom, left:right] = coarse(part, max(right - left, bottom - top) // HIDDEN_FACE_BLOCKS)
+        block_px = max(right - left, bottom - top) // HIDDEN_FACE_BLOCKS
+        out[top:bottom, left:right] = coarse(out[top:bottom, left:right], block_px)
     return out
 
 

@@ -109,7 +109,7 @@ class Peer:
     async def _audio(self, track: Any, reports: _Reports) -> None:
         import av
 
-        resampler = av.AudioResampler(format="flt", layout="mono", rate=self._rate_hz)
+        resampler: Any = av.AudioResampler(format="flt", layout="mono", rate=self._rate_hz)
         async for frame in _frames(track):
             self._last_media_s = time.monotonic()
             reports.relate(float(frame.pts * frame.time_base), frame.time_base)

@@ -204,7 +204,7 @@ def _check_certificate(certificate: Path | None, key: Path | None) -> None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
     except (OSError, ssl.SSLError, ValueError) as err:
-        why = err.strerror or getattr(err, "reason", None) or str(err)
+        why = getattr(err, "strerror", None) or getattr(err, "reason", None) or str(err)
         raise UsageError(
             f"--web-cert {certificate}: {why}; PEM files without a password are expected"
         ) from None
@@ -216,7 +216,5 @@ def _import_uvicorn() -> Any:
             importlib.import_module(needed)
         import uvicorn
     except ImportError as err:
-        raise DependencyError(
-            f"{err.name} is needed for --web: pip install '.[cpu,web]'"
-        ) from err
+        raise DependencyError(f"{err.name} is needed for --web: pip install '.[cpu,web]'") from err
     return uvicorn

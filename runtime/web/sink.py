@@ -94,10 +94,11 @@ class WebSink:
             self._of(picture.source).show(picture)
 
     def sound(self, source: str, chunk: AudioChunk) -> None:
-        power = float(np.mean(np.square(chunk.samples, dtype=np.float32))) if chunk.samples.size else 0
+        if not chunk.samples.size:
+            return
+        power = max(1e-12, float(np.mean(np.square(chunk.samples, dtype=np.float32))))
         with self._lock:
-            stream = self._of(source)
-            stream.level_dbfs = max(SILENCE_DBFS, 10 * math.log10(power)) if power else SILENCE_DBFS
+            self._of(source).level_dbfs = max(SILENCE_DBFS, 10 * math.log10(power))
 
     def end(self, summary: Summary) -> None:
         with self._lock:

@@ -73,6 +73,17 @@ def confirm(socket: Any, number: int) -> None:
     socket.send(json.dumps({"type": "seen", "turn": number}))
 
 
+def closing(socket: Any) -> int | None:
+    """Reads until the server closes the socket: its code."""
+    from websockets.exceptions import ConnectionClosed
+
+    try:
+        while True:
+            socket.recv(timeout=10)
+    except ConnectionClosed as closed:
+        return closed.rcvd.code if closed.rcvd else None
+
+
 def verdict(end_s: float = 2.0, **changes: Any) -> Verdict:
     values: dict[str, Any] = {
         "source": "a.mp4", "model_id": "mock-1", "t_start_s": end_s - 2, "t_end_s": end_s,

@@ -18,8 +18,10 @@ from typing import Any
 
 import pytest
 
-for name in ("fastapi", "uvicorn", "websockets", "aiortc"):
-    pytest.importorskip(name, reason=f"{name} is not installed (extra web)")
+pytest.importorskip("fastapi", reason="fastapi is not installed (extra web)")
+pytest.importorskip("uvicorn", reason="uvicorn is not installed (extra web)")
+pytest.importorskip("websockets", reason="websockets is not installed (extra web)")
+pytest.importorskip("aiortc", reason="aiortc is not installed (extra web)")
 
 import runtime.session
 from runtime import stream
@@ -84,9 +86,7 @@ def test_several_sources_are_on_one_page(
     other = write_clip(tmp_path / "other.mp4")
     made: list[WebSink] = []
     begin = WebSink.begin
-    monkeypatch.setattr(
-        WebSink, "begin", lambda self, *a: (made.append(self), begin(self, *a))[1]
-    )
+    monkeypatch.setattr(WebSink, "begin", lambda self, *a: (made.append(self), begin(self, *a))[1])
     assert run("--source", clip, "--source", other, "--web", "127.0.0.1:0", "--quiet") == 0
     assert made[0] is made[1]
     assert made[0].statuses() == {str(clip): "ended", str(other): "ended"}

@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-for name in ("fastapi", "uvicorn", "websockets", "aiortc"):
-    pytest.importorskip(name, reason=f"{name} is not installed (extra web)")
+pytest.importorskip("fastapi", reason="fastapi is not installed (extra web)")
+pytest.importorskip("uvicorn", reason="uvicorn is not installed (extra web)")
+pytest.importorskip("websockets", reason="websockets is not installed (extra web)")
+pytest.importorskip("aiortc", reason="aiortc is not installed (extra web)")
 
 import aiortc
 import av

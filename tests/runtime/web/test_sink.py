@@ -74,7 +74,9 @@ def test_a_viewer_gets_each_verdict_once() -> None:
     sink.write(verdict(2.2))
     second, seen = sink.news(seen)
     third, _ = sink.news(seen)
-    ends = [[v["t_end_s"] for v in n["sources"]["a.mp4"]["verdicts"]] for n in (first, second, third)]
+    ends = [
+        [v["t_end_s"] for v in n["sources"]["a.mp4"]["verdicts"]] for n in (first, second, third)
+    ]
     assert ends == [[2.0], [2.2], []]
     assert third["sources"]["a.mp4"]["windows"] == 2
 
