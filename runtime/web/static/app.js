@@ -7,6 +7,7 @@ const KEPT_S = 320; // of verdicts
 const GONE_S = 3; // after its last verdict a face has left
 const MAX_FACES = 6; // shown at once, the latest first
 const TABLE_ROWS = 20;
+const PICTURE_WIDTH = 640;
 const RETRY_MS = 1500;
 const RTC_GATHER_MS = 2000;
 const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
@@ -227,9 +228,8 @@ class SourceView {
     const root = el("section", { class: "face" },
       el("p", { class: "who" }, el("span", {}, faceName(id)), when),
       el("div", { "aria-live": "polite", "aria-atomic": "true" }, el("p", { class: "said" }, mark, word), why),
-      meters,
-      el("p", { class: "hint" }, "Probability that it is fake. The line is the threshold."));
-    this.find(".verdicts").append(root);
+      meters);
+    this.find(".verdicts .hint").before(root);
     return {
       root,
       show: (v, end) => {
@@ -336,11 +336,11 @@ class SourceView {
 
   show(header, image) {
     const { canvas } = this;
-    const width = image ? image.width : 640;
-    const height = image ? image.height : Math.round((640 * header.size[1]) / header.size[0]);
+    const width = PICTURE_WIDTH; // also of a small one: labels stay readable
+    const height = Math.round((width * header.size[1]) / header.size[0]);
     if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
     const ctx = canvas.getContext("2d"), c = colours();
-    if (image) ctx.drawImage(image, 0, 0);
+    if (image) ctx.drawImage(image, 0, 0, width, height);
     else { ctx.fillStyle = c.sunk; ctx.fillRect(0, 0, width, height); }
     image?.close();
     for (const face of header.faces) {

@@ -271,9 +271,9 @@ def test_the_camera_of_a_browser_is_judged(
     assert state["windows"] > 0
     if state["labels"]["real"] + state["labels"]["fake"]:
         assert abs(state["av_offset_ms"]) <= 600
-    else:  # then it must have said so itself: nothing is judged on pictures that are missing
-        assert state["drops"]["backlog_pictures"] > state["t_s"] * 25 / 4
-        assert state["reasons"]["too_many_drops"] > 0
+    else:  # pictures were missing on a busy machine, and then nothing may be judged
+        assert state["reasons"]["too_many_drops"] > 0, state
+        assert state["drops"]["gaps"] > 0, state
     assert not any("sender reports" in w for w in state["warnings"]), "one clock for both"
     assert process.returncode in (0, 3), err
     assert "ended: the page was left" in out
