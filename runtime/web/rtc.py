@@ -57,7 +57,7 @@ class Peer:
         self._incoming: Incoming | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._last_media_s = time.monotonic()
-        self._over = False
+        self._closing: asyncio.Future[None] | None = None
 
     async def answer(self, sdp: str) -> str:
         """The answer to a browser's offer; raises :class:`RtcError`."""
@@ -85,14 +85,20 @@ class Peer:
         return sdp_answer
 
     async def close(self, why: str = "the page was left") -> None:
-        """Ends the source; also before it began."""
-        if self._over:
-            return
-        self._over = True
+        """Ends the source; also before it began.
+
+        Once begun it goes on when the caller is cancelled: half closed, aiortc's threads would
+        wait for ever.
+        """
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close(why, asyncio.current_task()))
+        await asyncio.shield(self._closing)
+
+    async def _close(self, why: str, caller: asyncio.Task[Any] | None) -> None:
         if self._incoming is not None:
             self._incoming.end(why)
         self._desk.give_up()
-        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        tasks = [task for task in self._tasks if task is not caller]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -2,7 +2,7 @@
 """uvicorn in a thread of its own, beside the pipeline.
 
 What can go wrong goes wrong in :meth:`WebServer.start`, before a stream is opened.  Closing takes
-a second at most, whoever is connected.
+two seconds at most, whoever is connected.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from runtime.web.sink import WebSink
 
 START_S = 15.0  # a busy device may take seconds to import what it needs
 STOP_S = 1.5
+GOODBYE_S = 0.5
 MAX_CONNECTIONS = 64
 MAX_MESSAGE_BYTES = 256 * 1024  # from a page; an offer takes 10 kB
 
@@ -155,7 +156,7 @@ class WebServer:
         self._thread.join(STOP_S)
         if self._thread.is_alive():  # a daemon: it cannot keep the process alive
             self._server.force_exit = True
-            self._thread.join(STOP_S)
+            self._thread.join(GOODBYE_S)
         self._thread = None
 
     def __enter__(self) -> WebServer:
@@ -170,9 +171,15 @@ class WebServer:
     ) -> None:
         self.close()
 
+    async def _serve(self, listening: socket.socket) -> None:
+        await self._server.serve(sockets=[listening])
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        if others:  # browsers whose camera is being let go
+            await asyncio.wait(others, timeout=GOODBYE_S)
+
     def _run(self, listening: socket.socket) -> None:
         try:
-            asyncio.run(self._server.serve(sockets=[listening]))
+            asyncio.run(self._serve(listening))
         except (Exception, SystemExit) as err:  # told by start(), or the page is simply gone
             self._failure = err
         finally:

@@ -8,12 +8,19 @@ late, as a microphone does.  Only the sender reports can say what belongs togeth
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,12 +34,14 @@ pytest.importorskip("aiortc", reason="aiortc is not installed (extra web)")
 import aiortc
 import av
 from aiortc.mediastreams import MediaStreamTrack
+from websockets.exceptions import ConnectionClosed
 
 from runtime.media import AudioChunk, VideoChunk
 from runtime.web.server import WebServer
 from runtime.web.sink import WebSink
 from tests.runtime.web.serving import get, served
 
+REPOSITORY = Path(__file__).resolve().parents[3]
 LATE_S = 0.7  # the sound track's start
 RATE_HZ = 48_000
 PIECE = 960  # samples: 20 ms
@@ -86,8 +95,8 @@ class Microphone(MediaStreamTrack):
 class Browser:
     """What the page's script does, in a thread: offer, answer, send, until :meth:`leave`."""
 
-    def __init__(self, server: WebServer, kinds: tuple[str, ...] = ("video", "audio")) -> None:
-        self._uri = f"ws://127.0.0.1:{server.port}/ws"
+    def __init__(self, port: int, kinds: tuple[str, ...] = ("video", "audio")) -> None:
+        self._uri = f"ws://127.0.0.1:{port}/ws"
         self._kinds = kinds
         self.heard: list[dict[str, Any]] = []  # messages of type rtc
         self._leave = threading.Event()
@@ -108,7 +117,13 @@ class Browser:
         for kind in self._kinds:
             connection.addTransceiver(tracks[kind](start), direction="sendonly")
         await connection.setLocalDescription(await connection.createOffer())
-        async with connect(self._uri, proxy=None, max_size=None) as socket:
+        # ConnectionClosed: the program stopped first.
+        with contextlib.suppress(ConnectionClosed):
+            await self._talk(connect(self._uri, proxy=None, max_size=None), connection)
+        await connection.close()
+
+    async def _talk(self, connecting: Any, connection: Any) -> None:
+        async with connecting as socket:
             sdp = connection.localDescription.sdp
             await socket.send(json.dumps({"type": "offer", "sdp": sdp}))
             while not self._leave.is_set():
@@ -125,7 +140,6 @@ class Browser:
                     if "sdp" in message:
                         answer = aiortc.RTCSessionDescription(message["sdp"], "answer")
                         await connection.setRemoteDescription(answer)
-        await connection.close()
 
 
 @contextmanager
@@ -133,7 +147,7 @@ def wanting(kinds: tuple[str, ...] = ("video", "audio")) -> Iterator[tuple[WebSe
     """A server that waits for a browser, and a browser that comes."""
     with served(WebSink()) as server:
         server.want_browser()
-        browser = Browser(server, kinds)
+        browser = Browser(server.port, kinds)
         try:
             yield server, browser
         finally:
@@ -186,7 +200,7 @@ def test_a_microphone_alone_is_a_source_too() -> None:
 
 def test_a_second_browser_is_told_that_there_is_one() -> None:
     with wanting() as (server, first), server.browser_source():
-        second = Browser(server)
+        second = Browser(server.port)
         deadline = time.monotonic() + 10
         while not second.heard and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -222,6 +236,45 @@ def test_a_browser_whose_media_never_comes_is_told_so_and_another_may_try(
             time.sleep(0.02)
         assert "UDP" in browser.heard[-1]["ended"]
         assert server.desk.status == "waiting"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["Ctrl-C", "the tab"])
+def test_the_command_ends_at_once_while_a_browser_sends(
+    end: str, real_pair: Path, record_property: Any
+) -> None:
+    """Ctrl-C ends a live source, so there is a summary; nobody's face is in it: exit code 3."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "runtime.stream", "--source", "browser", "--web", "127.0.0.1:0",
+         "--model", str(real_pair)],
+        cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    browser = None
+    try:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        port = re.search(r":(\d+)/", process.stderr.readline())
+        assert port is not None
+        browser = Browser(int(port[1]))
+        while "abstain" not in (line := process.stdout.readline()):  # the first row
+            assert line, process.stderr.read()
+        start = time.monotonic()
+        if end == "Ctrl-C":
+            process.send_signal(signal.SIGINT)
+        else:
+            threading.Thread(target=browser.leave).start()
+        out, err = process.communicate(timeout=30)
+        seconds = time.monotonic() - start
+    finally:
+        process.kill()
+        if browser is not None:
+            browser.leave()
+    assert process.returncode == 3, err
+    assert "windows: 0% real" in out
+    assert "Traceback" not in err
+    record_property("seconds", seconds)
+    assert seconds < 5, "2 s, and what a busy machine adds"
 
 
 def test_no_server_beyond_is_asked_for_addresses() -> None:
