@@ -303,7 +303,7 @@ class SourceView {
       ["A/V offset", offset(state.av_offset_ms), state.av_offset_ms === null ? "not measured" : state.av_offset_ms > 0 ? "sound late" : state.av_offset_ms < 0 ? "sound early" : ""],
       ["Latency p50", latency ? `${latency.p50.toFixed(0)} ms` : "--", ""],
       ["Latency p99", latency ? `${latency.p99.toFixed(0)} ms` : "--", latency ? `of ${latency.of}` : ""],
-      ["Coverage", state.coverage === null ? "--" : `${Math.floor(state.coverage * 100)} %`, `of ${state.windows}`],
+      ["Coverage", state.coverage === null ? "--" : `${Math.round(state.coverage * 100)} %`, `of ${state.windows}`],
       ["Judged fake", String(state.labels.fake), `of ${state.windows}`],
       ["Lost or repaired", String(lost(state.drops)), ""],
       ["Pictures", state.pictures_per_s === null ? "--" : `${state.pictures_per_s.toFixed(1)}`, "a second"],
@@ -363,7 +363,7 @@ function blame(v) {
   if (picture && voice) return "picture and voice are each above the threshold";
   if (picture) return "the picture alone is above the threshold";
   if (voice) return "the voice alone is above the threshold";
-  return "neither alone is above the threshold: the two together are";
+  return "neither picture nor voice alone is above the threshold: both together are";
 }
 
 // Solid and thin: real; thick: fake; dashed: no verdict.
