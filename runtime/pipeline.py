@@ -16,7 +16,7 @@ from runtime.errors import UsageError
 from runtime.faces import Face
 from runtime.media import AudioChunk, Frame, MediaInfo, Source, VideoChunk
 from runtime.session import Session, Stats
-from runtime.sinks import MediaSink, Picture, Sink, WatchingSink
+from runtime.sinks import MediaSink, Picture, Sink, StartSink
 from runtime.spec import StreamSpec
 from runtime.verdict import Label, Verdict
 
@@ -101,8 +101,8 @@ def run(
     )
     summary = Summary(name, backend.spec.model_id, backend.provider, info, session.stats)
     for sink in sinks:
-        if isinstance(sink, WatchingSink):
-            sink.begin(summary, source)
+        if isinstance(sink, StartSink):
+            sink.begin(summary)
     start = time.perf_counter()
 
     def publish(verdicts: list[Verdict]) -> None:

@@ -3,8 +3,7 @@
 
 A sink that also shows or keeps media is a :class:`MediaSink`: of each picture that was searched
 for faces it gets the pixels and the faces, of the sound what the model hears, and at the end the
-summary.  Nothing of it is kept unless the sink was asked for.  A :class:`WatchingSink` is also told
-when a source starts.
+summary.  Nothing of it is kept unless the sink was asked for.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from runtime.verdict import Verdict
 
 if TYPE_CHECKING:
     from runtime.faces import Face
-    from runtime.media import Source
     from runtime.pipeline import Summary
 
 
@@ -52,11 +50,11 @@ class MediaSink(Sink, Protocol):
 
 
 @runtime_checkable
-class WatchingSink(MediaSink, Protocol):
-    """A media sink that shows a stream while it runs."""
+class StartSink(Sink, Protocol):
+    """A sink that wants to know what is about to be judged."""
 
-    def begin(self, summary: Summary, source: Source) -> None:
-        """A source starts.  Both count on while it runs: ``summary.stats``, ``source.damaged``."""
+    def begin(self, summary: Summary) -> None:
+        """``summary`` is the run's own: its counters go on counting."""
         ...
 
 
@@ -70,4 +68,4 @@ class Collector:
         self.verdicts.append(verdict)
 
 
-__all__ = ["Collector", "MediaSink", "Picture", "Sink", "WatchingSink"]
+__all__ = ["Collector", "MediaSink", "Picture", "Sink", "StartSink"]
