@@ -355,6 +355,7 @@ def _stream_one(
         if jsonl is not None:
             sinks.append(jsonl)
         if page is not None:
+            page.sink.watch(source)
             sinks.append(page.sink)
         summary = run(
             source, backend, sinks=sinks, stream=stream, with_audio=options.audio == "same"

@@ -59,7 +59,7 @@ DROPS = {
 
 
 class WebSink:
-    """A :class:`runtime.sinks.MediaSink`, and what the server shows of it.
+    """A sink of everything there is to see, and what the server shows of it.
 
     Parameters
     ----------
@@ -76,14 +76,20 @@ class WebSink:
         }  # fmt: skip
         self._lock = threading.Lock()
         self._streams: dict[str, _Stream] = {}
+        self._media: dict[str, Source] = {}
 
     # Written by pipelines
 
-    def begin(self, summary: Summary, source: Source) -> None:
-        """A source starts; its counters are read from ``summary`` and ``source`` as they grow."""
+    def watch(self, source: Source) -> None:
+        """Shows what only the source itself knows while it runs: damage, drops and warnings."""
+        with self._lock:
+            self._media[source.info.name] = source
+
+    def begin(self, summary: Summary) -> None:
+        """A source starts; its counters are read from ``summary`` as they grow."""
         with self._lock:
             stream = self._streams[summary.source] = _Stream()
-            stream.summary, stream.media = summary, source
+            stream.summary, stream.media = summary, self._media.get(summary.source)
 
     def write(self, verdict: Verdict) -> None:
         with self._lock:
@@ -104,6 +110,7 @@ class WebSink:
         with self._lock:
             stream = self._of(summary.source)
             stream.summary, stream.status = summary, "ended"
+            self._media.pop(summary.source, None)
             stream.level_dbfs = None
 
     # Read by the server
@@ -216,6 +223,7 @@ class _Stream:
             **{name: getattr(stats, name) for name in ("dropped", "gaps", "clock_corrections")},
             "late": stats.late,
             **dict(getattr(self.media, "drops", {})),
+            **dict(getattr(self.summary, "drops", {})),
         }
         return {name: int(n) for name, n in counts.items() if n}
 

@@ -11,7 +11,7 @@ import pytest
 
 from runtime.media import AudioChunk
 from runtime.pipeline import run
-from runtime.sinks import MediaSink, WatchingSink
+from runtime.sinks import MediaSink, StartSink
 from runtime.verdict import Label, Reason
 from runtime.web import sink as module
 from runtime.web.sink import DROPS, REASONS, WebSink
@@ -24,9 +24,9 @@ def of(sink: WebSink, source: str = "a.mp4") -> dict:
     return sink.state()["sources"][source]
 
 
-def test_it_is_a_sink_that_watches() -> None:
+def test_it_is_a_sink_of_everything() -> None:
     assert isinstance(WebSink(), MediaSink)
-    assert isinstance(WebSink(), WatchingSink)
+    assert isinstance(WebSink(), StartSink)
 
 
 def test_every_reason_has_plain_words() -> None:
@@ -134,17 +134,20 @@ def test_a_stream_shows_its_counters_while_it_runs_and_its_end(tmp_path, monkeyp
 
     class Peek:
         def write(self, _: object) -> None:
-            states.append(of(sink, "clip"))
+            states.append(of(sink, str(clip)))
 
     # Pictures are missing from 0.6 to 1.4 s.
     times = [t for t in range(0, 3000, 40) if not 600 < t < 1400]
     clip = write_clip(tmp_path / "clip.mp4", times_ms=times)
     with FileSource(clip) as source:
-        summary = run(source, MockBackend(), sinks=[sink, Peek()], name="clip")
+        sink.watch(source)
+        source.warnings.append("a warning")
+        summary = run(source, MockBackend(), sinks=[sink, Peek()])
     assert states[0]["status"] == "live"
     assert states[0]["size"] == [160, 120]
     assert states[0]["drops"]["gaps"] > 0
-    ended = of(sink, "clip")
+    assert states[0]["warnings"] == ["a warning"]
+    ended = of(sink, str(clip))
     assert ended["status"] == "ended"
     assert ended["drops"]["gaps"] == summary.stats.gaps
     assert set(ended["drops"]) <= set(DROPS)
