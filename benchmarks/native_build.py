@@ -22,10 +22,10 @@ from typing import Any
 
 from benchmarks import ptxas
 from benchmarks.environment import describe, usable_cores
+from runtime.command import guarded
 from runtime.errors import DependencyError, UserError
 from runtime.files import write_json
 from runtime.native import PLUGIN_LIBRARY
-from runtime.stream import guarded
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = "80;86;87;89;90;110;120"

@@ -50,9 +50,9 @@ from benchmarks.op_cases import (
 )
 from benchmarks.op_variants import CPU_THREADS, EAGER, OURS, Maker
 from runtime import native
+from runtime.command import guarded
 from runtime.errors import DependencyError, UserError
 from runtime.files import write_json
-from runtime.stream import guarded
 
 BASELINE = {CUDA: OURS, CPU: EAGER}
 ROUNDS = {CUDA: 60, CPU: 20}

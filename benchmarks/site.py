@@ -30,14 +30,15 @@ import numpy as np
 from benchmarks.environment import describe
 from runtime import conformal
 from runtime.backends import Backend, load_backend
+from runtime.command import guarded
 from runtime.errors import UsageError
 from runtime.estimate import Goals, Recording, Tally, estimate, estimate_offset, tally
 from runtime.files import write_json
 from runtime.media import AudioChunk, MediaInfo, Samples, Source, VideoChunk
 from runtime.media.file import FileSource
+from runtime.media.open import expand_sources
 from runtime.pipeline import run
 from runtime.spec import StreamSpec
-from runtime.stream import expand_sources, guarded
 
 
 class Elsewhere:

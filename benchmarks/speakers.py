@@ -33,12 +33,12 @@ from benchmarks.environment import describe
 from runtime.alignment import lag_curve
 from runtime.audio import AudioTokens, tokenize
 from runtime.backends import Backend, load_backend
+from runtime.command import guarded
 from runtime.decision import OffsetTracker
 from runtime.errors import UsageError
 from runtime.files import write_json
 from runtime.models import DEFAULT_PRESET
 from runtime.speaker import Candidate, find_speaker, mouth, mouth_motion
-from runtime.stream import guarded
 
 STILL_FRAMES = 9  # of a clip's start, before anything is said
 

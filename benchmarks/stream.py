@@ -41,12 +41,12 @@ from numpy.typing import NDArray
 from benchmarks import streams
 from benchmarks.environment import describe, peak_memory_mb
 from runtime.backends import Backend, FusionOutput
+from runtime.command import guarded
 from runtime.errors import DependencyError, UsageError
 from runtime.files import write_json
 from runtime.media import AudioChunk, VideoChunk
 from runtime.models import DEFAULT_PRESET
 from runtime.spec import PairSpec
-from runtime.stream import guarded
 from runtime.timeline import VideoGrid
 from runtime.verdict import Verdict
 

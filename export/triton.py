@@ -43,10 +43,10 @@ from runtime.backends.manifest import (
 )
 from runtime.backends.onnx import read_pair
 from runtime.backends.tensorrt import Tensor, tensors
+from runtime.command import guarded
 from runtime.errors import EXIT_OK, UsageError
 from runtime.models import DEFAULT_PRESET, model_dir
 from runtime.spec import METADATA_KEY, PairSpec
-from runtime.stream import guarded
 
 DEFAULT_MAX_BATCH = 32  # of ONNX graphs, which take any; engines have theirs in their profile
 DEFAULT_QUEUE_DELAY_US = 1000  # small beside a hop of 200 ms

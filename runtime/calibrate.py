@@ -24,6 +24,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
 from runtime import conformal
+from runtime.command import (
+    add_model_options,
+    add_source_options,
+    guarded,
+    load_model,
+    open_input,
+    stream_spec,
+)
 from runtime.errors import EXIT_OK, MediaError, UsageError
 from runtime.estimate import (
     MIN_THRESHOLD,
@@ -34,10 +42,9 @@ from runtime.estimate import (
     estimate_offset,
 )
 from runtime.media import AudioChunk, MediaInfo, Source, VideoChunk
+from runtime.media.open import expand_sources
 from runtime.site import SiteCalibration
 from runtime.spec import StreamSpec
-from runtime.stream import add_input_options, expand_sources, guarded, load_model, open_source
-from runtime.stream import stream_spec as chosen_windows
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,7 +68,8 @@ def parser() -> argparse.ArgumentParser:
         epilog="Let the people speak who will be watched, in the light and at the distance of "
         "every day. Nothing of the footage is kept.",
     )
-    add_input_options(p)
+    add_source_options(p)
+    add_model_options(p)
     p.add_argument("--duration", type=_duration, default=None, metavar="S",
                    help="seconds to take from each source (default: a file to its end, a live "
                         f"source {LIVE_DURATION_S:g})")  # fmt: skip
@@ -79,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
 def run_command(options: argparse.Namespace) -> int:
     from runtime.sinks import timeline
 
-    if options.audio == "none":
+    if options.audio.kind == "none":
         raise UsageError("--audio none: a calibration needs picture and sound")
     sources = expand_sources(options.source)
     _check_output(options.output)
@@ -87,16 +95,16 @@ def run_command(options: argparse.Namespace) -> int:
     goals = Goals(options.false_alarm_rate, options.abstain_rate)
     with load_model(options) as backend:
         spec = backend.spec
-        stream = chosen_windows(spec.stream, spec.audio.token_hz, options)
+        stream = stream_spec(spec.stream, spec.audio.token_hz, options)
         timeline.print_line(
             out, f"model {spec.model_id} on {backend.provider}: {len(sources)} source(s), which "
             "are taken to be genuine", style="dim",
         )  # fmt: skip
-        footage = record(sources, backend, stream, options.duration)
+        footage = record(sources, options, backend, stream)
         offset = estimate_offset([f.recording for f in footage], spec, stream)
         if offset.tokens and not any(f.live for f in footage):  # a file can be read once more
             stream = replace(stream, av_offset_tokens=offset.tokens)
-            footage = record(sources, backend, stream, options.duration)
+            footage = record(sources, options, backend, stream)
         kind = "+".join(sorted({f.kind for f in footage}))
         site = estimate([f.recording for f in footage], backend, stream, goals, offset, kind)
     site.write(options.output)
@@ -114,9 +122,9 @@ class Footage(NamedTuple):
 
 
 def record(
-    sources: Sequence[str], backend: Backend, stream: StreamSpec, seconds: float | None
+    sources: Sequence[str], options: argparse.Namespace, backend: Backend, stream: StreamSpec
 ) -> list[Footage]:
-    """Judge each source in turn and keep the numbers.
+    """Judge each source in turn, for ``options.duration``, and keep the numbers.
 
     Raises :class:`runtime.errors.MediaError` for one without picture or sound, and
     KeyboardInterrupt also where a live source would have ended in peace.
@@ -124,8 +132,12 @@ def record(
     from runtime.pipeline import run
 
     footage = []
+    seconds, rate_hz = options.duration, backend.spec.audio.sample_rate_hz
     for name in sources:
-        with open_source(name) as source, progress(name, source, seconds) as advance:
+        with (
+            open_input(name, options, rate_hz) as source,
+            progress(name, source, seconds) as advance,
+        ):
             limited = Limited(source, _limit(source, seconds), advance)
             _check_media(source.info)
             recording = Recording(stream)

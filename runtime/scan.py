@@ -46,7 +46,8 @@ from runtime.archive import (
     lost_row,
     write_tables,
 )
-from runtime.backends import BACKENDS, load_backend
+from runtime.backends import load_backend
+from runtime.command import add_model_options, guarded, positive_int, stream_spec
 from runtime.errors import (
     EXIT_ALL_ABSTAINED,
     EXIT_ERROR,
@@ -56,7 +57,7 @@ from runtime.errors import (
     UsageError,
     UserError,
 )
-from runtime.stream import MEDIA_SUFFIXES, guarded, stream_spec
+from runtime.media.open import MEDIA_SUFFIXES
 from runtime.verdict import Label
 
 if TYPE_CHECKING:
@@ -85,8 +86,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    from runtime.stream import _positive_int, _provider, _seconds
-
     p = argparse.ArgumentParser(
         prog="python -m runtime.scan",
         description="Score a folder of clips in parallel, resumably: one row a clip.",
@@ -98,25 +97,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--output", type=Path, required=True, metavar="FILE.parquet",
                    help="the table; FILE.csv comes with it, and FILE.parquet.parts/ keeps what a "
                         "later run need not do again")  # fmt: skip
-    p.add_argument("--workers", type=_positive_int, default=None, metavar="N",
+    p.add_argument("--workers", type=positive_int, default=None, metavar="N",
                    help="clips at a time (default: one a core)")  # fmt: skip
     p.add_argument("--ray", default=None, metavar="ADDRESS",
                    help="a running Ray cluster, e.g. auto or 10.0.0.5:6379, whose machines see "
                         "the same folder and model (default: a private Ray here)")  # fmt: skip
-    p.add_argument("--model", default=None, metavar="NAME|DIR",
-                   help="a shipped preset, or a folder with an ONNX pair or engines")  # fmt: skip
-    p.add_argument("--backend", choices=BACKENDS, default="auto",
-                   help="what runs the model, as in runtime.stream")  # fmt: skip
-    p.add_argument("--provider", type=_provider, default=None, metavar="cpu|cuda|cuda:N",
-                   help="where ONNX Runtime computes (default: cpu)")  # fmt: skip
-    p.add_argument("--threads", type=_positive_int, default=None, metavar="N",
-                   help="threads of the model in each worker (default: 1)")  # fmt: skip
-    p.add_argument("--plugin-library", type=Path, default=None, metavar="FILE",
-                   help="plugins of the engines (default: the installed ones)")  # fmt: skip
-    p.add_argument("--window", type=_seconds, default=None, metavar="S",
-                   help="length of a window in seconds (default: the model's, 2.0)")  # fmt: skip
-    p.add_argument("--hop", type=_seconds, default=None, metavar="S",
-                   help="time between verdicts in seconds (default: the model's, 0.2)")  # fmt: skip
+    add_model_options(p)
     p.add_argument("--audio", choices=("same", "none"), default="same",
                    help="sound of the same clip, or none (default: same)")  # fmt: skip
     p.add_argument("--allow-untrained", action="store_true",

@@ -5,6 +5,7 @@
 camera, 0,           a camera through OpenCV
 /dev/video0
 csi://0              a Jetson's camera through GStreamer
+browser              camera and microphone of a browser, by the page (:mod:`runtime.web`)
 rtsp:// rtsps://     a network stream
 http:// https://     HLS, MPEG-TS and what else HTTP carries
 talk.mp4             a file; also a folder or a glob of them
@@ -31,6 +32,7 @@ from runtime.media.live import Notice, silent
 if TYPE_CHECKING:
     from runtime.media import LiveSource, Source
 
+BROWSER = "browser"
 LIST_SUFFIX = ".streams"
 MAX_LIST_BYTES = 1_000_000
 MEDIA_SUFFIXES = frozenset(
@@ -62,7 +64,9 @@ def parse_sound(text: str) -> Sound:
 
 def is_live(source: str) -> bool:
     """Does it need somebody to stop it, as far as its name tells?"""
-    return scheme_of(source) is not None or _camera(source) is not None
+    return (
+        source == BROWSER or scheme_of(source) is not None or _camera(source) is not None
+    )
 
 
 def expand_sources(given: Sequence[str]) -> list[str]:
@@ -128,6 +132,8 @@ def _open(source: str, transport: str, sample_rate_hz: int, notice: Notice) -> S
     from runtime.media.file import FileSource
     from runtime.media.network import NetworkSource
 
+    if source == BROWSER:
+        raise UsageError(f"--source {BROWSER}: it is the page's camera, of runtime.stream --web")
     sensor = csi_sensor(source)
     if sensor is not None:
         return CsiSource(sensor, notice=notice)
@@ -151,6 +157,8 @@ def _expand(source: str) -> list[str]:
     if scheme_of(source) is not None:
         if csi_sensor(source) is None:
             check_address(source)
+        return [source]
+    if source == BROWSER:
         return [source]
     path = Path(source)
     if path.suffix.lower() == LIST_SUFFIX and path.is_file():
@@ -199,4 +207,13 @@ def _read_list(path: Path) -> list[str]:
     return found
 
 
-__all__ = ["Sound", "expand_sources", "is_live", "open_source", "parse_sound", "public_name"]
+__all__ = [
+    "BROWSER",
+    "MEDIA_SUFFIXES",
+    "Sound",
+    "expand_sources",
+    "is_live",
+    "open_source",
+    "parse_sound",
+    "public_name",
+]

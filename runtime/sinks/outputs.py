@@ -90,7 +90,7 @@ class Outputs:
     ) -> SourceOutputs:
         """``jsonl``, where there is one: a file waits for it, a live source does not."""
         options, spec = self._options, backend.spec
-        with_sound = options.audio != "none" and source.info.has_audio
+        with_sound = options.audio.kind != "none" and source.info.has_audio
         mine = SourceOutputs(self, source.live)
         try:
             if self._webhook is not None:

@@ -25,7 +25,7 @@ from runtime.backends.base import Backend
 from runtime.errors import DependencyError
 from runtime.faces import Face, align
 from runtime.media import AudioChunk, Frame
-from runtime.session import MISSING, nearest_before
+from runtime.rings import MISSING, nearest_before
 from runtime.sinks import Picture
 from runtime.sinks.history import History
 from runtime.sinks.occlusion import Evidence, Importance, UInt8, importance, windows_to_judge

@@ -66,7 +66,7 @@ def made(clip: Path) -> Path:
     """A site file of :data:`SPEC` made of the clip."""
     output = clip.parent / "site.json"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(stream, "load_backend", lambda *_: MockBackend())
+        monkeypatch.setattr(command, "load_backend", lambda *_: MockBackend())
         monkeypatch.setattr(runtime.session, "FaceTracker", lambda spec: MockTracker())
         assert run("--source", clip, "--false-alarm-rate", RATE, "--output", output) == 0
     return output
@@ -76,7 +76,7 @@ def made(clip: Path) -> Path:
 def model(monkeypatch: pytest.MonkeyPatch) -> dict[str, PairSpec]:
     """A mock model and a mock tracker; the dictionary holds the model's spec."""
     asked = {"spec": SPEC}
-    monkeypatch.setattr(stream, "load_backend", lambda *_: MockBackend(asked["spec"]))
+    monkeypatch.setattr(command, "load_backend", lambda *_: MockBackend(asked["spec"]))
     monkeypatch.setattr(runtime.session, "FaceTracker", lambda spec: MockTracker())
     return asked
 
@@ -321,7 +321,7 @@ def test_a_live_source_is_recorded_for_the_duration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     camera = Camera(late=2)
-    monkeypatch.setattr(calibrate, "open_source", lambda name: camera)
+    monkeypatch.setattr(calibrate, "open_input", lambda name, *_: camera)
     output = tmp_path / "site.json"
     arguments = ("--source", "camera", "--duration", 20, "--false-alarm-rate", RATE)
     assert run(*arguments, "--output", output) == 0
@@ -336,7 +336,7 @@ def test_an_interrupted_recording_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     camera = Camera(interrupted_after_s=30.0)  # enough footage, but not what was asked for
-    monkeypatch.setattr(calibrate, "open_source", lambda name: camera)
+    monkeypatch.setattr(calibrate, "open_input", lambda name, *_: camera)
     output = tmp_path / "site.json"
     arguments = ("--source", "camera", "--duration", 35, "--false-alarm-rate", RATE)
     assert run(*arguments, "--output", output) == 130
@@ -381,12 +381,12 @@ def test_sigint_in_a_real_run_leaves_nothing(
 def elsewhere(monkeypatch: pytest.MonkeyPatch, **changes: float) -> None:
     """From now on every file is heard in another room, or by another microphone."""
 
-    def open_source(name: str) -> Elsewhere:
+    def open_input(name: str, *_: object) -> Elsewhere:
         sound = {"snr_db": None, "below_hz": None, **changes}
         return Elsewhere(FileSource(name), rate_hz=16_000, **sound)
 
-    monkeypatch.setattr(calibrate, "open_source", open_source)
-    monkeypatch.setattr(stream, "open_source", open_source)
+    monkeypatch.setattr(calibrate, "open_input", open_input)
+    monkeypatch.setattr(stream, "open_input", open_input)
 
 
 @pytest.fixture(scope="module")

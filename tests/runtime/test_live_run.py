@@ -221,12 +221,12 @@ def test_handlers_are_put_back() -> None:
 COMMAND = """
     import sys, resource
     import runtime.session
-    from runtime import stream
+    from runtime import command, stream
     from tests.runtime.doubles import MockBackend, MockTracker
     limit = int(sys.argv.pop(1))
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    stream.load_backend = lambda *_: MockBackend()
+    command.load_backend = lambda *_: MockBackend()
     runtime.session.FaceTracker = lambda spec: MockTracker()
     sys.exit(stream.main())
 """

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import runtime.session
-from runtime import stream
+from runtime import command, stream
 from runtime.errors import MediaError
 from runtime.media import AudioChunk, VideoChunk
 from runtime.sinks import outputs as module
@@ -38,7 +38,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _mocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "load_backend", lambda *_: MockBackend())
+    monkeypatch.setattr(command, "load_backend", lambda *_: MockBackend())
     monkeypatch.setattr(runtime.session, "FaceTracker", lambda spec: MockTracker())
 
 
@@ -158,7 +158,7 @@ class Camera(Live):
 def test_ctrl_c_ends_a_live_source_with_whole_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "open_source", lambda name: Camera(60))
+    monkeypatch.setattr(stream, "open_input", lambda *_: Camera(60))
     assert (
         run("--source", "camera", "--save-video", tmp_path, "--report", tmp_path,
             "--jsonl", tmp_path / "v.jsonl", "--quiet") == 0
@@ -174,7 +174,7 @@ def test_ctrl_c_in_a_file_leaves_older_outputs_as_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Camera, "live", False)
-    monkeypatch.setattr(stream, "open_source", lambda name: Camera(60))
+    monkeypatch.setattr(stream, "open_input", lambda *_: Camera(60))
     (tmp_path / "camera.html").write_text("older")
     code = run("--source", "camera", "--save-video", tmp_path, "--report", tmp_path, "--quiet")
     assert code == 130
@@ -194,7 +194,7 @@ def test_a_source_that_breaks_off_leaves_no_half_files(
             except KeyboardInterrupt:
                 raise MediaError("it broke") from None
 
-    monkeypatch.setattr(stream, "open_source", lambda name: Broken(10))
+    monkeypatch.setattr(stream, "open_input", lambda *_: Broken(10))
     code = run("--source", "camera", "--save-video", tmp_path, "--report", tmp_path)
     assert code == 1
     assert names(tmp_path) == []

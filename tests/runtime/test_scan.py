@@ -495,8 +495,8 @@ class TestWithRay:
         )
         output, log = tmp_path / "out.parquet", tmp_path / "log"
         done = subprocess.run(
-            [sys.executable, "-c", program, str(plain_clips), "--output", str(output), "--workers", "2",
-             str(log)],
+            [sys.executable, "-c", program, str(plain_clips), "--output", str(output),
+             "--workers", "2", str(log)],
             cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False,
         )  # fmt: skip
         assert done.returncode == 1, done.stderr

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import runtime.session
-from runtime import stream
+from runtime import command, stream
 from runtime.errors import ModelError, UsageError
 from tests.runtime.clips import write_clip
 from tests.runtime.doubles import SPEC, MockBackend, MockTracker, with_calibration
@@ -45,7 +45,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             raise asked["error"]
         return MockBackend(asked["spec"])
 
-    monkeypatch.setattr(stream, "load_backend", load)
+    monkeypatch.setattr(command, "load_backend", load)
     monkeypatch.setattr(runtime.session, "FaceTracker", lambda spec: MockTracker())
     return asked
 

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands share: their options, the model and the sources behind them, their errors."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.backends import BACKENDS, load_backend
+from runtime.errors import EXIT_ERROR, EXIT_INTERRUPTED, UsageError, UserError
+from runtime.media.open import Sound, open_source, parse_sound
+from runtime.spec import SpecError, StreamSpec
+
+if TYPE_CHECKING:
+    from runtime.backends.base import Backend
+    from runtime.media import Source
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Runs ``command``; what a person can put right becomes one line on standard error."""
+    try:
+        return command()
+    except UserError as err:
+        print_error(err)
+        return err.exit_code
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def print_error(err: BaseException) -> None:
+    print(f"error: {' '.join(str(err).split())}", file=sys.stderr)
+
+
+def print_notice(line: str) -> None:
+    """An outage of a live source, or its end: on standard error, when it happens."""
+    print(f"note: {line}", file=sys.stderr, flush=True)
+
+
+# --- options --------------------------------------------------------------------------------
+
+
+def add_source_options(p: argparse.ArgumentParser) -> None:
+    """``--source`` and what says how to read it."""
+    p.add_argument(
+        "--source", action="append", required=True, metavar="SOURCE",
+        help="a file, a folder, a glob; camera, 0, /dev/video0, csi://0; rtsp://, rtsps://, "
+             "http://, https://; or a list.streams of them; may be given several times",
+    )  # fmt: skip
+    p.add_argument("--audio", type=sound, default="same", metavar="same|mic[:ID]|none",
+                   help="sound of the same source, of a microphone (ID: its number or a part of "
+                        "its name), or none (default: same)")  # fmt: skip
+    p.add_argument("--rtsp-transport", choices=("tcp", "udp"), default="tcp",
+                   help="what carries RTSP's media (default: tcp)")  # fmt: skip
+
+
+def add_model_options(p: argparse.ArgumentParser) -> None:
+    """The model, what runs it, and its windows: for :func:`load_model` and :func:`stream_spec`."""
+    p.add_argument("--model", default=None, metavar="NAME|DIR",
+                   help="a shipped preset, or a folder with an ONNX pair or engines")  # fmt: skip
+    p.add_argument("--backend", choices=BACKENDS, default="auto",
+                   help="what runs the model (auto: the folder's engines where it has some, else "
+                        "onnx; tensorrt: TensorRT or TensorRT-RTX)")  # fmt: skip
+    p.add_argument("--provider", type=provider, default=None, metavar="cpu|cuda|cuda:N",
+                   help="where ONNX Runtime computes (default: cpu)")  # fmt: skip
+    p.add_argument("--threads", type=positive_int, default=None, metavar="N",
+                   help="threads of the model in ONNX Runtime (default: 1)")  # fmt: skip
+    p.add_argument("--plugin-library", type=Path, default=None, metavar="FILE",
+                   help="plugins of the engines (default: the installed ones)")  # fmt: skip
+    p.add_argument("--window", type=seconds, default=None, metavar="S",
+                   help="length of a window in seconds (default: the model's, 2.0)")  # fmt: skip
+    p.add_argument("--hop", type=seconds, default=None, metavar="S",
+                   help="time between verdicts in seconds (default: the model's, 0.2)")  # fmt: skip
+
+
+def positive_int(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def provider(text: str) -> str:
+    from runtime.backends.onnx import parse_provider
+
+    try:
+        parse_provider(text)
+    except UsageError as err:
+        raise argparse.ArgumentTypeError(str(err)) from None
+    return text
+
+
+def sound(text: str) -> Sound:
+    try:
+        return parse_sound(text)
+    except UsageError as err:
+        raise argparse.ArgumentTypeError(str(err)) from None
+
+
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 60:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds up to 60")
+    return value
+
+
+# --- what they ask for ----------------------------------------------------------------------
+
+
+def load_model(options: argparse.Namespace) -> Backend:
+    """The model that the options ask for; raises :class:`UsageError` for one never trained."""
+    backend = load_backend(
+        options.model,
+        options.backend,
+        options.provider,
+        options.threads,
+        options.plugin_library,
+    )
+    if not backend.spec.trained and not options.allow_untrained:
+        backend.close()
+        raise UsageError(
+            f"{backend.spec.model_id or options.model}: its weights are random, its verdicts would "
+            "mean nothing; train it, or give --allow-untrained to run it all the same"
+        )
+    return backend
+
+
+def open_input(name: str, options: argparse.Namespace, sample_rate_hz: int) -> Source:
+    """One of the sources that the options name; raises as :func:`open_source`."""
+    return open_source(
+        name,
+        sound=options.audio,
+        transport=options.rtsp_transport,
+        sample_rate_hz=sample_rate_hz,
+        notice=print_notice,
+    )
+
+
+def stream_spec(spec: StreamSpec, token_hz: float, options: argparse.Namespace) -> StreamSpec:
+    """The model's own windows, or those of --window and --hop, in whole tokens.
+
+    Raises :class:`UsageError` where they contradict each other.
+    """
+
+    def tokens(seconds: float | None, default: int) -> int:
+        return default if seconds is None else max(1, round(seconds * token_hz))
+
+    window = tokens(options.window, spec.window_tokens)
+    hop = tokens(options.hop, spec.hop_tokens)
+    try:
+        return replace(spec, window_tokens=window, hop_tokens=hop)
+    except SpecError as err:
+        shortest = (spec.max_lag_tokens + 1) / token_hz
+        raise UsageError(
+            f"--window {window / token_hz:.2f} --hop {hop / token_hz:.2f}: a window takes at least "
+            f"{shortest:.2f} s and a hop at most a window ({err})"
+        ) from None
+
+
+def describe_windows(stream: StreamSpec, token_hz: float) -> str:
+    """For people: ``windows of 2 s every 0.2 s``."""
+    window_s, hop_s = stream.window_tokens / token_hz, stream.hop_tokens / token_hz
+    return f"windows of {window_s:g} s every {hop_s:g} s"

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The receiving end of WebRTC, through aiortc: one browser's tracks into an :class:`Incoming`.
+
+No STUN or TURN server is asked: browser and program reach each other directly, on one machine or
+in one network, so no address of anybody leaves it.  Media is encrypted (DTLS-SRTP) as always.
+
+aiortc gives each track timestamps that start at 0 and keeps the sender reports to itself.  Both
+are read here, at two private places of :class:`aiortc.RTCRtpReceiver`; the loopback test fails
+where a release moves them, and the clock then says that it goes by arrival.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import DependencyError, UserError
+from runtime.media import Frame
+from runtime.web.browser import Desk, Incoming
+
+START_WAIT_S = 15.0  # for the first media of every track
+SILENCE_WAIT_S = 10.0  # without anything at all: the browser is gone
+MAX_SIDE_PX = 1920
+NTP_FRACTIONS = 1 << 32  # in a second
+RTP_WRAP = 1 << 32
+
+log = logging.getLogger(__name__)
+
+
+class RtcError(UserError):
+    """An offer that cannot be answered."""
+
+
+class Peer:
+    """One browser.  :meth:`answer` once, :meth:`close` once; everything in the server's loop.
+
+    Parameters
+    ----------
+    desk : whom its media is delivered to
+    sample_rate_hz : to which sound is resampled (and mixed down to mono)
+    on_end : told why it ended, unless :meth:`close` ended it
+    """
+
+    def __init__(
+        self, desk: Desk, sample_rate_hz: int, on_end: Callable[[str], Awaitable[None]]
+    ) -> None:
+        aiortc = import_aiortc()
+        self._desk, self._rate_hz, self._on_end = desk, sample_rate_hz, on_end
+        self._connection = aiortc.RTCPeerConnection(aiortc.RTCConfiguration(iceServers=[]))
+        self._description = aiortc.RTCSessionDescription
+        self._incoming: Incoming | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._last_media_s = time.monotonic()
+        self._closing: asyncio.Future[None] | None = None
+
+    async def answer(self, sdp: str) -> str:
+        """The answer to a browser's offer; raises :class:`RtcError`."""
+        tracks: list[Any] = []
+        self._connection.on("track", tracks.append)
+        try:
+            await self._connection.setRemoteDescription(self._description(sdp, "offer"))
+            kinds = [track.kind for track in tracks]
+            if not kinds or len(kinds) != len(set(kinds)):
+                raise RtcError("one camera, one microphone or both are expected in the offer")
+            await self._connection.setLocalDescription(await self._connection.createAnswer())
+        except RtcError:
+            raise
+        except Exception as err:  # the parser meets whatever a client sends
+            log.debug("offer refused", exc_info=True)
+            raise RtcError(f"the offer of the browser cannot be answered ({err})") from None
+        self._incoming = incoming = Incoming(frozenset(kinds))
+        for receiver in self._connection.getReceivers():
+            if receiver.track in tracks:
+                reports = _Reports(receiver, incoming)
+                pump = self._video if receiver.track.kind == "video" else self._audio
+                self._tasks.append(asyncio.ensure_future(pump(receiver.track, reports)))
+        self._tasks.append(asyncio.ensure_future(self._watch(incoming)))
+        sdp_answer: str = self._connection.localDescription.sdp
+        return sdp_answer
+
+    async def close(self, why: str = "the page was left") -> None:
+        """Ends the source; also before it began.
+
+        Once begun it goes on when the caller is cancelled: half closed, aiortc's threads would
+        wait for ever.
+        """
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close(why, asyncio.current_task()))
+        await asyncio.shield(self._closing)
+
+    async def _close(self, why: str, caller: asyncio.Task[Any] | None) -> None:
+        if self._incoming is not None:
+            self._incoming.end(why)
+        self._desk.give_up()
+        tasks = [task for task in self._tasks if task is not caller]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._connection.close()
+
+    async def _video(self, track: Any, reports: _Reports) -> None:
+        async for frame in _frames(track):
+            self._last_media_s = time.monotonic()
+            pts_s = float(frame.pts * frame.time_base)
+            reports.relate(pts_s, frame.time_base)
+            size = (frame.width, frame.height)
+            reports.incoming.video(pts_s, size, partial(_to_rgb, frame))
+
+    async def _audio(self, track: Any, reports: _Reports) -> None:
+        import av
+
+        resampler: Any = av.AudioResampler(format="flt", layout="mono", rate=self._rate_hz)
+        async for frame in _frames(track):
+            self._last_media_s = time.monotonic()
+            reports.relate(float(frame.pts * frame.time_base), frame.time_base)
+            for piece in resampler.resample(frame):
+                samples = piece.to_ndarray().reshape(-1).astype(np.float32, copy=False)
+                samples = np.clip(np.nan_to_num(samples), -1.0, 1.0)  # [n]
+                pts_s = float(piece.pts * piece.time_base)
+                reports.incoming.audio(pts_s, samples, self._rate_hz)
+
+    async def _watch(self, incoming: Incoming) -> None:
+        """Delivers the source when all tracks have come, and notices when nothing comes."""
+        start = time.monotonic()
+        while not incoming.ready:
+            if self._gone():
+                return await self._end("the connection to the browser failed")
+            if time.monotonic() - start > START_WAIT_S:
+                return await self._end(
+                    "nothing arrived from the browser: something between it and this machine "
+                    "blocks UDP"
+                )
+            await asyncio.sleep(0.05)
+        self._desk.deliver(incoming)
+        while not self._gone():
+            if time.monotonic() - self._last_media_s > SILENCE_WAIT_S:
+                return await self._end(f"the browser sent nothing for {SILENCE_WAIT_S:.0f} s")
+            await asyncio.sleep(0.1)
+        return await self._end("the browser closed the connection")
+
+    def _gone(self) -> bool:
+        return self._connection.connectionState in ("failed", "closed")
+
+    async def _end(self, why: str) -> None:
+        await self.close(why)
+        await self._on_end(why)
+
+
+class _Reports:
+    """The RTCP sender reports on one track, in the timestamps that its frames carry."""
+
+    def __init__(self, receiver: Any, incoming: Incoming) -> None:
+        self.incoming = incoming
+        self._kind: str = receiver.track.kind
+        self._receiver = receiver
+        self._waiting: tuple[float, int] | None = None  # wall seconds, RTP timestamp
+        inner = receiver._handle_rtcp_packet
+
+        async def handle(packet: Any) -> None:
+            info = getattr(packet, "sender_info", None)
+            if info is not None and info.ntp_timestamp:
+                self._waiting = (info.ntp_timestamp / NTP_FRACTIONS, info.rtp_timestamp)
+            await inner(packet)
+
+        receiver._handle_rtcp_packet = handle
+
+    def relate(self, pts_s: float, time_base: Any) -> None:
+        """Passes on what was reported since the last frame; ``pts_s`` is that of this one."""
+        if self._waiting is None:
+            return
+        mapper = getattr(self._receiver, "_RTCRtpReceiver__timestamp_mapper", None)
+        origin = getattr(mapper, "_origin", None)
+        if origin is None:
+            return
+        wall_s, rtp = self._waiting
+        self._waiting = None
+        here = round(pts_s / float(time_base))
+        ticks = (rtp - origin - here + RTP_WRAP // 2) % RTP_WRAP - RTP_WRAP // 2  # since here
+        self.incoming.clock.report(self._kind, wall_s, float((here + ticks) * time_base))
+
+
+async def _frames(track: Any) -> Any:
+    from aiortc.mediastreams import MediaStreamError
+
+    while True:
+        try:
+            yield await track.recv()
+        except MediaStreamError:  # the browser stopped it
+            return
+
+
+def _to_rgb(frame: Any) -> Frame:  # [H, W, 3]
+    scale = MAX_SIDE_PX / max(frame.width, frame.height)
+    if scale < 1:
+        frame = frame.reformat(
+            width=max(1, round(frame.width * scale)), height=max(1, round(frame.height * scale))
+        )
+    rgb: Frame = frame.to_ndarray(format="rgb24")
+    return rgb
+
+
+def import_aiortc() -> Any:
+    try:
+        import aiortc
+    except ImportError as err:
+        raise DependencyError(
+            "aiortc is needed for --source browser: pip install '.[cpu,web]'"
+        ) from err
+    return aiortc

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A browser as a source: one clock out of two, what is dropped, how it starts and ends."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from runtime.errors import MediaError
+from runtime.media import AudioChunk, VideoChunk
+from runtime.web.browser import (
+    MAX_QUEUED_PICTURES,
+    REPORT_WAIT_S,
+    BrowserSource,
+    Desk,
+    Incoming,
+    SharedClock,
+)
+
+BOTH = frozenset(["video", "audio"])
+RATE_HZ = 16_000
+SOUND = np.zeros(320, np.float32)  # 20 ms
+
+
+class Now:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.s = 100.0
+
+    def __call__(self) -> float:
+        return self.s
+
+
+def frame() -> np.ndarray:
+    return np.zeros((48, 64, 3), np.uint8)
+
+
+class TestSharedClock:
+    def test_reports_put_both_tracks_on_the_senders_clock(self) -> None:
+        """The tracks began 0.7 s apart, and sound takes 0.3 s longer to arrive."""
+        now = Now()
+        clock = SharedClock(BOTH, now)
+        clock.report("video", 5000.0, 0.0)
+        clock.report("audio", 5000.7, 0.0)
+        assert clock.at("video", 1.0) == pytest.approx(5001.0)
+        now.s += 0.3
+        assert clock.at("audio", 0.3) == pytest.approx(5001.0)
+        assert not clock.by_arrival
+
+    def test_media_is_held_back_until_every_track_was_reported_on(self) -> None:
+        clock = SharedClock(BOTH, Now())
+        clock.report("video", 5000.0, 0.0)
+        assert clock.at("video", 1.0) is None
+        assert clock.at("audio", 0.3) is None
+        clock.report("audio", 5000.7, 0.0)
+        assert clock.at("audio", 0.4) == pytest.approx(5001.1)
+
+    def test_one_track_alone_waits_for_its_own_report_only(self) -> None:
+        clock = SharedClock(frozenset(["audio"]), Now())
+        clock.report("audio", 5000.7, 0.0)
+        assert clock.at("audio", 0.4) == pytest.approx(5001.1)
+
+    def test_a_sound_card_that_runs_fast_is_followed(self) -> None:
+        """200 ppm for half an hour: 0.36 s without the reports."""
+        clock = SharedClock(BOTH, Now())
+        for second in range(0, 1800, 5):
+            clock.report("video", 5000.0 + second, float(second))
+            clock.report("audio", 5000.0 + second, second * 1.0002)
+        assert clock.at("audio", 1800 * 1.0002) == pytest.approx(6800.0, abs=0.01)
+
+    def test_a_correction_never_makes_time_run_back(self) -> None:
+        clock = SharedClock(frozenset(["audio"]), Now())
+        clock.report("audio", 5000.0, 0.0)
+        times = []
+        for i in range(200):  # pieces of 20 ms; after the first half second all reports differ
+            if i >= 25:
+                clock.report("audio", 4999.9 + i * 0.02, i * 0.02)
+            times.append(clock.at("audio", i * 0.02))
+        steps = np.diff(np.array(times, float))
+        assert steps.min() >= 0.0189
+        assert steps.max() < 0.0211
+        assert times[-1] == pytest.approx(4999.9 + 199 * 0.02)
+
+    def test_one_report_that_is_wrong_moves_nothing(self) -> None:
+        clock = SharedClock(BOTH, Now())
+        for second in range(10):
+            clock.report("video", 5000.0 + second, float(second))
+            clock.report("audio", 5000.0 + second, float(second))
+        clock.report("audio", 9999.0, 10.0)
+        assert clock.at("audio", 10.0) == pytest.approx(5010.0)
+
+    def test_without_reports_arrival_has_to_do_and_is_named(self) -> None:
+        now = Now()
+        clock = SharedClock(BOTH, now)
+        for step in range(round(REPORT_WAIT_S / 0.5) + 1):  # sound began 0.7 s after the picture
+            clock.at("video", 0.5 * step)
+            at_audio = clock.at("audio", 0.5 * step - 0.7) if step > 1 else None
+            now.s += 0.5
+        assert clock.by_arrival
+        now.s -= 0.5
+        at_video = clock.at("video", 0.5 * step)
+        assert at_video is not None
+        assert at_audio == pytest.approx(at_video)
+
+    def test_a_report_that_comes_after_that_changes_nothing(self) -> None:
+        """Half a stream by one clock and half by another would be worse than either."""
+        now = Now()
+        clock = SharedClock(frozenset(["video"]), now)
+        clock.at("video", 0.0)
+        now.s += REPORT_WAIT_S
+        before = clock.at("video", REPORT_WAIT_S)
+        clock.report("video", 5000.0, 0.0)
+        assert clock.at("video", REPORT_WAIT_S) == before
+
+
+def incoming(kinds: frozenset[str] = BOTH) -> Incoming:
+    """Whose tracks were reported on: both begin at 5000 s."""
+    made = Incoming(kinds)
+    for kind in kinds:
+        made.clock.report(kind, 5000.0, 0.0)
+    return made
+
+
+def send(to: Incoming, start_s: float, stop_s: float, *, sound: bool = True) -> None:
+    for i in range(round(start_s * 25), round(stop_s * 25)):
+        to.video(i / 25, (64, 48), frame)
+        if sound:
+            to.audio(i / 25, SOUND, RATE_HZ)
+            to.audio(i / 25 + 0.02, SOUND, RATE_HZ)
+
+
+class TestIncoming:
+    def test_what_comes_before_the_pipeline_is_ready_is_no_part_of_the_stream(self) -> None:
+        source = incoming()
+        send(source, 0, 3)
+        assert source.ready
+        source.open()
+        send(source, 3, 3.2)
+        source.end("test")
+        chunks = list(iter(source.get, None))
+        assert chunks[0].t_s == 0.0
+        assert len([c for c in chunks if isinstance(c, VideoChunk)]) == 5
+        assert sum(source.drops.values()) == 0
+
+    def test_it_is_ready_when_every_track_has_come(self) -> None:
+        source = incoming()
+        source.video(0.0, (64, 48), frame)
+        assert not source.ready
+        source.audio(0.0, SOUND, RATE_HZ)
+        assert source.ready
+        assert source.size == (64, 48)
+
+    def test_a_busy_model_loses_the_oldest_pictures_no_sound_and_both_are_counted(self) -> None:
+        source = incoming()
+        source.open()
+        send(source, 0, 4)
+        source.end("test")
+        chunks = list(iter(source.get, None))
+        pictures = [c.t_s for c in chunks if isinstance(c, VideoChunk)]
+        sounds = [c.t_s for c in chunks if isinstance(c, AudioChunk)]
+        assert len(pictures) == MAX_QUEUED_PICTURES
+        assert pictures[-1] == pytest.approx(3.96)
+        assert np.allclose(np.diff(sounds), 0.02)
+        assert len(sounds) == 200
+        assert source.drops == {"backlog_pictures": 100 - MAX_QUEUED_PICTURES, "backlog_sound": 0}
+
+    def test_sound_waits_only_so_long(self) -> None:
+        source = incoming()
+        source.open()
+        for i in range(600):
+            source.audio(i / 50, SOUND, RATE_HZ)
+        assert source.drops["backlog_sound"] == 100
+
+    def test_a_timestamp_that_runs_backwards_is_dropped_and_counted(self) -> None:
+        source = incoming()
+        source.open()
+        for t in (0.0, 0.04, 0.02, 0.08):
+            source.video(t, (64, 48), frame)
+        source.end("test")
+        assert [c.t_s for c in iter(source.get, None)] == pytest.approx([0.0, 0.04, 0.08])
+        assert source.damaged == 1
+
+
+class TestDesk:
+    def test_one_browser_at_a_time(self) -> None:
+        desk = Desk()
+        assert "--source browser" in (desk.claim() or "")
+        desk.want()
+        assert desk.claim() is None
+        assert "another browser" in (desk.claim() or "")
+        desk.give_up()
+        assert desk.status == "waiting"
+        assert desk.claim() is None
+        desk.deliver(incoming())
+        assert "another browser" in (desk.claim() or "")
+        desk.give_up()  # of one that was never the source
+        assert desk.status == "in_use"
+        desk.leave()
+        assert "ended" in (desk.claim() or "")
+
+    def test_a_server_that_closes_ends_the_wait(self) -> None:
+        desk = Desk()
+        desk.want()
+        threading.Timer(0.1, desk.close).start()
+        start = time.monotonic()
+        with pytest.raises(MediaError, match="before a browser"):
+            BrowserSource(desk)
+        assert time.monotonic() - start < 2
+
+
+class TestBrowserSource:
+    def test_it_is_a_live_source_that_ends_when_the_browser_leaves(self) -> None:
+        desk, coming = Desk(), incoming()
+        desk.want()
+        send(coming, 0, 0.2)
+        desk.deliver(coming)
+
+        def browser() -> None:
+            time.sleep(0.1)
+            send(coming, 1, 2)
+            coming.end("the page was left")
+
+        thread = threading.Thread(target=browser)
+        with BrowserSource(desk) as source:
+            assert source.live
+            info = source.info
+            assert (info.name, info.has_video, info.has_audio) == ("browser", True, True)
+            assert (info.width, info.height) == (64, 48)
+            thread.start()
+            chunks = list(source)
+        thread.join()
+        assert {type(c) for c in chunks} == {VideoChunk, AudioChunk}
+        assert source.warnings == ["ended: the page was left"]
+        assert desk.status == "ended"
+
+    def test_what_a_person_should_know_is_said(self) -> None:
+        desk, coming = Desk(), Incoming(frozenset(["audio"]))
+        coming.clock._by_arrival = {}
+        desk.want()
+        desk.deliver(coming)
+        coming.drops["backlog_pictures"] = 7
+        coming.end("test")
+        with BrowserSource(desk) as source:
+            assert not source.info.has_video
+            assert list(source) == []
+        text = "\n".join(source.warnings)
+        assert "sender reports" in text
+        assert "7 pictures were dropped" in text
+        assert source.drops == {"backlog_pictures": 7, "backlog_sound": 0}

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""WebRTC for real, over this machine's own addresses: aiortc plays the browser.
+
+Its picture turns white and its tone sounds in the same half seconds, but its sound track starts
+late, as a microphone does.  Only the sender reports can say what belongs together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi", reason="fastapi is not installed (extra web)")
+pytest.importorskip("uvicorn", reason="uvicorn is not installed (extra web)")
+pytest.importorskip("websockets", reason="websockets is not installed (extra web)")
+pytest.importorskip("aiortc", reason="aiortc is not installed (extra web)")
+
+import aiortc
+import av
+from aiortc.mediastreams import MediaStreamTrack
+from websockets.exceptions import ConnectionClosed
+
+from runtime.media import AudioChunk, VideoChunk
+from runtime.web.server import WebServer
+from runtime.web.sink import WebSink
+from tests.runtime.web.serving import get, served
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+LATE_S = 0.7  # the sound track's start
+RATE_HZ = 48_000
+PIECE = 960  # samples: 20 ms
+
+
+def loud(t_s: float) -> bool:
+    """Half a second on, half a second off."""
+    return t_s % 1.0 < 0.5
+
+
+class Camera(MediaStreamTrack):
+    """25 pictures a second, white when it is loud; from second ``start`` of the event loop."""
+
+    kind = "video"
+
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        self._start, self._i = start, 0
+
+    async def recv(self) -> Any:
+        t_s = self._i / 25
+        await asyncio.sleep(max(0.0, self._start + t_s - asyncio.get_running_loop().time()))
+        pixels = np.full((120, 160, 3), 230 if loud(t_s) else 20, np.uint8)
+        frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+        frame.pts, frame.time_base = self._i * 3600, Fraction(1, 90_000)
+        self._i += 1
+        return frame
+
+
+class Microphone(MediaStreamTrack):
+    """A tone when it is loud.  Its timestamps begin at 0, its sound at ``LATE_S``."""
+
+    kind = "audio"
+
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        self._start, self._i = start + LATE_S, 0
+
+    async def recv(self) -> Any:
+        at_s = self._i * PIECE / RATE_HZ
+        await asyncio.sleep(max(0.0, self._start + at_s - asyncio.get_running_loop().time()))
+        t = LATE_S + at_s + np.arange(PIECE) / RATE_HZ
+        tone = np.where(t % 1.0 < 0.5, 12_000 * np.sin(2 * np.pi * 440 * t), 0).astype(np.int16)
+        frame = av.AudioFrame.from_ndarray(tone[None], "s16", "mono")
+        frame.sample_rate, frame.pts = RATE_HZ, self._i * PIECE
+        frame.time_base = Fraction(1, RATE_HZ)
+        self._i += 1
+        return frame
+
+
+class Browser:
+    """What the page's script does, in a thread: offer, answer, send, until :meth:`leave`."""
+
+    def __init__(self, port: int, kinds: tuple[str, ...] = ("video", "audio")) -> None:
+        self._uri = f"ws://127.0.0.1:{port}/ws"
+        self._kinds = kinds
+        self.heard: list[dict[str, Any]] = []  # messages of type rtc
+        self._leave = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+        self._thread.start()
+
+    def leave(self) -> None:
+        self._leave.set()
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+    async def _run(self) -> None:
+        from websockets.asyncio.client import connect
+
+        connection = aiortc.RTCPeerConnection(aiortc.RTCConfiguration(iceServers=[]))
+        start = asyncio.get_running_loop().time() + 1.0
+        tracks = {"video": Camera, "audio": Microphone}
+        for kind in self._kinds:
+            connection.addTransceiver(tracks[kind](start), direction="sendonly")
+        await connection.setLocalDescription(await connection.createOffer())
+        # ConnectionClosed: the program stopped first.
+        with contextlib.suppress(ConnectionClosed):
+            await self._talk(connect(self._uri, proxy=None, max_size=None), connection)
+        await connection.close()
+
+    async def _talk(self, connecting: Any, connection: Any) -> None:
+        async with connecting as socket:
+            sdp = connection.localDescription.sdp
+            await socket.send(json.dumps({"type": "offer", "sdp": sdp}))
+            while not self._leave.is_set():
+                try:
+                    text = await asyncio.wait_for(socket.recv(), 0.1)
+                except asyncio.TimeoutError:
+                    continue
+                message = json.loads(text) if isinstance(text, str) else {"type": "picture"}
+                if message["type"] == "turn":
+                    seen = {"type": "seen", "turn": message["turn"]}
+                    await socket.send(json.dumps(seen))
+                elif message["type"] == "rtc":
+                    self.heard.append(message)
+                    if "sdp" in message:
+                        answer = aiortc.RTCSessionDescription(message["sdp"], "answer")
+                        await connection.setRemoteDescription(answer)
+
+
+@contextmanager
+def wanting(kinds: tuple[str, ...] = ("video", "audio")) -> Iterator[tuple[WebServer, Browser]]:
+    """A server that waits for a browser, and a browser that comes."""
+    with served(WebSink()) as server:
+        server.want_browser()
+        browser = Browser(server.port, kinds)
+        try:
+            yield server, browser
+        finally:
+            browser.leave()
+
+
+def test_picture_and_sound_come_on_one_clock_and_end_with_the_tab() -> None:
+    pictures: list[tuple[float, float]] = []  # stream seconds, brightness
+    sounds: list[AudioChunk] = []
+    with wanting() as (server, browser), server.browser_source() as source:
+        assert (source.info.width, source.info.height) == (160, 120)
+        assert json.loads(get(server, "/api/state")[2])["browser"] == "in_use"
+        left = None
+        for chunk in source:
+            if isinstance(chunk, VideoChunk):
+                pictures.append((chunk.t_s, float(chunk.frame.mean())))
+            else:
+                sounds.append(chunk)
+            if chunk.t_s > 4.0 and left is None:
+                left = time.monotonic()
+                threading.Thread(target=browser.leave).start()
+        assert left is not None
+        assert time.monotonic() - left < 2, "the source ends when the tab is closed"
+    assert source.warnings == ["ended: the page was left"], "no alignment by arrival, no drops"
+    assert source.damaged == 0
+
+    times = np.array([t for t, _ in pictures])
+    assert 0 <= times[0] < 0.2
+    assert np.allclose(np.diff(times), 0.04, atol=0.005)
+    bright = np.array([b > 125 for _, b in pictures])
+    flashes = times[1:][np.diff(bright.astype(int)) == 1]
+    samples = np.concatenate([c.samples for c in sounds])
+    at = np.concatenate([c.t_s + np.arange(c.samples.size) / 16_000 for c in sounds])
+    level = np.abs(samples) > 0.1
+    tones = [at[i] for i in np.flatnonzero(level) if i > 3200 and not level[i - 3200 : i].any()]
+    assert len(flashes) >= 3
+    apart = [min(tones, key=lambda t: abs(t - flash)) - flash for flash in flashes]
+    # A picture lasts 40 ms and aiortc's reports name the moment of sending, after encoding.
+    assert np.abs(apart).max() < 0.1, apart
+    assert LATE_S > 0.3, "or arrival order would have passed as well"
+
+
+def test_a_microphone_alone_is_a_source_too() -> None:
+    with wanting(("audio",)) as (server, _), server.browser_source() as source:
+        assert not source.info.has_video
+        assert source.info.has_audio
+        chunks = iter(source)
+        assert isinstance(next(chunks), AudioChunk)
+
+
+def test_a_second_browser_is_told_that_there_is_one() -> None:
+    with wanting() as (server, first), server.browser_source():
+        second = Browser(server.port)
+        deadline = time.monotonic() + 10
+        while not second.heard and time.monotonic() < deadline:
+            time.sleep(0.02)
+        second.leave()
+        assert [m.get("error") for m in second.heard] == ["another browser is the source already"]
+        assert all("error" not in m for m in first.heard)
+
+
+@pytest.mark.parametrize(
+    "sdp",
+    ["", "nonsense", "v=0\r\n", "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\n", 7, None],
+)
+def test_an_offer_that_makes_no_sense_is_refused_and_the_next_browser_gets_in(sdp: Any) -> None:
+    from tests.runtime.web.serving import confirm, turn, viewer
+
+    with served() as server:
+        server.want_browser()
+        with viewer(server) as socket:
+            socket.send(json.dumps({"type": "offer", "sdp": sdp}))
+            while (message := turn(socket)[0])["type"] != "rtc":
+                confirm(socket, message["turn"])
+        assert message["error"]
+        assert server.desk.status == "waiting"
+
+
+def test_a_browser_whose_media_never_comes_is_told_so_and_another_may_try(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("runtime.web.rtc.START_WAIT_S", 0.3)
+    with wanting() as (server, browser):
+        deadline = time.monotonic() + 10
+        while not any("ended" in m for m in browser.heard) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert "UDP" in browser.heard[-1]["ended"]
+        assert server.desk.status == "waiting"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["Ctrl-C", "the tab"])
+def test_the_command_ends_at_once_while_a_browser_sends(
+    end: str, real_pair: Path, record_property: Any
+) -> None:
+    """Ctrl-C ends a live source, so there is a summary; nobody's face is in it: exit code 3."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "runtime.stream", "--source", "browser", "--web", "127.0.0.1:0",
+         "--model", str(real_pair)],
+        cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    browser = None
+    try:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        port = re.search(r":(\d+)/", process.stderr.readline())
+        assert port is not None
+        browser = Browser(int(port[1]))
+        while "abstain" not in (line := process.stdout.readline()):  # the first row
+            assert line, process.stderr.read()
+        start = time.monotonic()
+        if end == "Ctrl-C":
+            process.send_signal(signal.SIGINT)
+        else:
+            threading.Thread(target=browser.leave).start()
+        out, err = process.communicate(timeout=30)
+        seconds = time.monotonic() - start
+    finally:
+        process.kill()
+        if browser is not None:
+            browser.leave()
+    assert process.returncode == 3, err
+    assert "windows: 0% real" in out
+    assert "Traceback" not in err
+    record_property("seconds", seconds)
+    assert seconds < 5, "2 s, and what a busy machine adds"
+
+
+def test_no_server_beyond_is_asked_for_addresses() -> None:
+    """aiortc's own default asks one of Google's."""
+    from runtime.web.browser import Desk
+    from runtime.web.rtc import Peer
+
+    async def configuration() -> Any:
+        async def ended(_: str) -> None: ...
+
+        peer = Peer(Desk(), 16_000, ended)
+        servers = peer._connection._RTCPeerConnection__configuration.iceServers
+        await peer.close()
+        return servers
+
+    assert asyncio.run(configuration()) == []
