@@ -426,7 +426,7 @@ def journal_lines(output: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def plain_clips(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plain_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Long enough that a kill hits the middle: nobody's face, so nearly all is decoding."""
     root = tmp_path_factory.mktemp("clips")
     for index in range(10):
@@ -495,8 +495,8 @@ class TestWithRay:
         )
         output, log = tmp_path / "out.parquet", tmp_path / "log"
         done = subprocess.run(
-            [sys.executable, "-c", program, str(plain_clips), "--output", str(output), "--workers", "2",
-             str(log)],
+            [sys.executable, "-c", program, str(plain_clips), "--output", str(output), "--workers",
+             "2", str(log)],
             cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False,
         )  # fmt: skip
         assert done.returncode == 1, done.stderr
