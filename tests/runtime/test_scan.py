@@ -416,7 +416,7 @@ def command(folder: Path, output: Path, *options: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=540)
     return process.returncode, out, err
 
 
@@ -436,7 +436,7 @@ def plain_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)  # Ray starts three times: seconds, or minutes on a busy machine
 @pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="ray is not installed (extra scan)"
 )
@@ -497,7 +497,7 @@ class TestWithRay:
         done = subprocess.run(
             [sys.executable, "-c", program, str(plain_clips), "--output", str(output), "--workers",
              "2", str(log)],
-            cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False,
+            cwd=REPOSITORY, capture_output=True, text=True, timeout=540, check=False,
         )  # fmt: skip
         assert done.returncode == 1, done.stderr
         table = {row["path"]: row for row in rows(output)}
