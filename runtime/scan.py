@@ -245,7 +245,7 @@ def _engine(options: argparse.Namespace) -> Iterator[tuple[Any, int]]:
         try:
             with _silent_stderr():
                 ray.init(**quiet)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as err:
+        except Exception as err:  # Ray raises that very class where a node does not come up
             where = f"the Ray cluster {options.ray}" if options.ray else "Ray on this machine"
             raise UserError(
                 f"{where} does not start or answer ({_last_line(err)}); "

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -368,6 +369,31 @@ class TestTheClustersAddress:
             scan._check_address(text)
 
 
+@pytest.mark.parametrize("error", [Exception("slow\nthe node timed out"), ConnectionError("gone")])
+def test_a_ray_that_does_not_start_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**options: Any) -> None:
+        assert options["_node_ip_address"] == "127.0.0.1"
+        assert options["include_dashboard"] is False
+        raise error
+
+    stopped: list[bool] = []
+    fake: Any = ModuleType("ray")
+    fake.data, fake.init, fake.shutdown = ModuleType("ray.data"), init, lambda: stopped.append(True)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setitem(sys.modules, "ray.data", fake.data)
+    options = scan.parser().parse_args(["folder", "--output", "out.parquet"])
+    for name in scan._PRIVATE:  # what it sets is taken back after the test
+        monkeypatch.setenv(name, "0")
+    with (
+        pytest.raises(UserError, match="Ray on this machine does not start"),
+        scan._engine(options),
+    ):
+        pass
+    assert stopped == [True]
+
+
 class TestAWorker:
     def item(self, folder: Path) -> dict[str, Any]:
         return vars(clips_in(folder)[0])
@@ -416,7 +442,7 @@ def command(folder: Path, output: Path, *options: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=540)
     return process.returncode, out, err
 
 
@@ -426,7 +452,7 @@ def journal_lines(output: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def plain_clips(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plain_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Long enough that a kill hits the middle: nobody's face, so nearly all is decoding."""
     root = tmp_path_factory.mktemp("clips")
     for index in range(10):
@@ -436,7 +462,7 @@ def plain_clips(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)  # Ray starts three times: seconds, or minutes on a busy machine
 @pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="ray is not installed (extra scan)"
 )
@@ -495,11 +521,12 @@ class TestWithRay:
         )
         output, log = tmp_path / "out.parquet", tmp_path / "log"
         done = subprocess.run(
-            [sys.executable, "-c", program, str(plain_clips), "--output", str(output),
-             "--workers", "2", str(log)],
-            cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False,
+            [sys.executable, "-c", program, str(plain_clips), "--output", str(output), "--workers",
+             "2", str(log)],
+            cwd=REPOSITORY, capture_output=True, text=True, timeout=540, check=False,
         )  # fmt: skip
         assert done.returncode == 1, done.stderr
+        assert output.exists(), done.stderr
         table = {row["path"]: row for row in rows(output)}
         assert "the worker died" in table["3.mp4"]["error"]
         assert [p for p, row in table.items() if row["error"]] == ["3.mp4", "broken.mp4"]
