@@ -19,7 +19,7 @@ import pytest
 
 import runtime.session
 from benchmarks.site import Elsewhere
-from runtime import calibrate, stream
+from runtime import calibrate, command, stream
 from runtime.calibrate import statements
 from runtime.media import AudioChunk, MediaInfo, VideoChunk
 from runtime.media.file import FileSource
