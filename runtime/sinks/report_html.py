@@ -543,10 +543,11 @@ def _limits(s: Summary, moments: Sequence[Moment], faces: str) -> str:
 
 
 def card_summary(card: str) -> str:
-    """A model card's introduction and what it says that the model cannot do: HTML."""
+    """What a model card calls the model, what it stresses, and what the model cannot do: HTML."""
     sections = re.split(r"^## +(.*)$", card, flags=re.MULTILINE)
     intro = re.sub(r"^# .*$", "", sections[0], flags=re.MULTILINE)
-    parts = [_markdown(intro)]
+    first, *others = re.split(r"\n\s*\n", intro.strip())
+    parts = [_markdown("\n\n".join([first, *(p for p in others if p.startswith("**"))]))]
     for title, text in zip(sections[1::2], sections[2::2], strict=True):
         if "cannot" in title.lower() or "limit" in title.lower():
             parts.append(f"<h3>{escape(title.strip())}</h3>{_markdown(text)}")
