@@ -93,7 +93,7 @@ class TestArms:
     @pytest.mark.parametrize("name", ["vfd", "avoid-df"])
     def test_a_recipe_that_is_our_choice_is_said_in_the_table(self, name: str, tmp_path: Path):
         chosen = {name: arms.TABLE_1[name]}
-        entries = tables.rows(chosen, [], published.TABLE_1, reference=name)
+        entries = tables.rows(chosen, [], {}, reference=name)
         tables.write(tmp_path / "t", entries, title="", about="", reference=name)
         row = (tmp_path / "t.md").read_text().splitlines()[-1]
         assert chosen[name].note in row
