@@ -214,9 +214,7 @@ def test_streams_share_the_models_calls() -> None:
     assert len(windows) <= 22
 
 
-def test_a_real_model_gives_each_stream_what_it_gets_alone(
-    real_pair: Path, grid_dir: Path
-) -> None:
+def test_a_real_model_gives_each_stream_what_it_gets_alone(real_pair: Path, grid_dir: Path) -> None:
     """Within 1e-5: rows of a batch do not see each other, only rounding differs."""
     from runtime.backends.onnx import OnnxBackend
 
@@ -247,9 +245,7 @@ def test_windows_of_different_lengths_do_not_share_a_call() -> None:
     rng = np.random.default_rng(0)
 
     def fuse(rows: int, t: int) -> Fuse:
-        return Fuse(
-            rng.random((rows, t, 16), np.float32), rng.random((rows, t, 104), np.float32)
-        )
+        return Fuse(rng.random((rows, t, 16), np.float32), rng.random((rows, t, 104), np.float32))
 
     frames = rng.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     requests = [fuse(1, 50), Encode(frames), fuse(2, 25), fuse(1, 50), Encode(frames[:1])]
