@@ -306,9 +306,9 @@ def statements(site: SiteCalibration) -> list[str]:
     if t.shifted and t.shifted_after < NEARLY_BLIND * t.shifted:
         lines.append(
             f"Threshold {t.threshold:.4f} finds little: of {t.shifted} windows of this footage "
-            f"whose sound was moved by 0.8 s or more it calls {t.shifted_after} fake."
+            f"whose sound was moved far beyond transport it calls {t.shifted_after} fake."
         )
-    if t.quantile < MIN_THRESHOLD:
+    if t.threshold == MIN_THRESHOLD:
         lines.append(
             "The footage would allow a lower threshold; below one half a probability is no "
             "finding, so it stays there."

@@ -22,9 +22,10 @@ only where an offset was found, never below the clarity that the model reads int
 (:func:`noise_clarity`), and the bound is never raised: two minutes of one person say nothing of the
 next.
 
-**Threshold.**  :mod:`runtime.conformal` on the blocks' highest p_fake, smoothed as in a stream: a
-new block raises p_fake above it with a probability of at most the stated rate.  The model's own
-floor of one half holds here, too: a lower probability is no finding.
+**Threshold.**  :mod:`runtime.conformal` on the blocks' highest p_fake, smoothed as in a stream.
+The threshold is such that with its hysteresis a face is called fake only above the quantile: in a
+new block p_fake gets there with a probability of at most the stated rate.  The trainer's floor of
+one half holds here, too: a lower probability is no finding.
 """
 
 from __future__ import annotations
@@ -392,7 +393,7 @@ def _threshold(
     quantile = conformal.threshold([block.score for block in blocks], rate)
     assert rank is not None
     assert quantile is not None
-    value = min(1.0, max(MIN_THRESHOLD, _up(quantile)))
+    value = max(MIN_THRESHOLD, _threshold_below(quantile, stream.hysteresis))
     interval = conformal.rate_interval(len(blocks), rank)
     before = tally(footage, backend, spec, stream)
     after = tally(footage, backend, _with(spec, threshold=value), stream)
@@ -410,6 +411,16 @@ def _threshold(
         shifted_before=before.shifted_found,
         shifted_after=after.shifted_found,
     )
+
+
+def _threshold_below(quantile: float, hysteresis: float) -> float:
+    """The threshold under which a face is called fake just above ``quantile``, and not at it.
+
+    :class:`runtime.decision.Decision` says fake from the threshold plus the hysteresis, or half
+    way to 1 where that is less.
+    """
+    level = min(1.0, _up(quantile + 10**-DIGITS / 2))
+    return _up(max(level - hysteresis, 2 * level - 1))
 
 
 def _shift_tokens(stream: StreamSpec) -> int:

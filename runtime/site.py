@@ -71,7 +71,7 @@ class Threshold:
     threshold: float
     replaces: float  # the model's own
     false_alarm_rate: float  # what it promises for a block, on average over calibrations
-    quantile: float  # the conformal one; the threshold is never below one half
+    quantile: float  # the conformal one, which threshold and hysteresis together exceed
     rank: int  # of the quantile among the blocks
     rate_low: float  # 95 % interval of the rate of a threshold with this rank
     rate_high: float

@@ -242,7 +242,7 @@ def test_noise_is_clearer_to_no_model_than_what_matches() -> None:
 
 def test_the_threshold_is_the_conformal_rank_of_the_blocks_highest_p_fake() -> None:
     tops = [0.2, 1.0, 0.4, 1.6, 0.8, 0.6, 1.4, 1.2, 1.8]
-    spec = replace(SPEC, stream=replace(STREAM, smoothing=1.0))
+    spec = replace(SPEC, stream=replace(STREAM, smoothing=1.0, hysteresis=0.0))
 
     def make(end: int) -> WindowRecord:
         return window(end, logit=tops[(end - 50) // 100] if end % 100 == 75 else -1.0)
@@ -250,10 +250,22 @@ def test_the_threshold_is_the_conformal_rank_of_the_blocks_highest_p_fake() -> N
     site = run([recording(900, make)], spec, rate=0.2)  # ceil(10 * 0.8) = 8 of 9
     assert (site.blocks, site.threshold.rank) == (9, 8)
     assert site.threshold.quantile == pytest.approx(1 / (1 + math.exp(-1.6)))
-    assert 0 <= site.threshold.threshold - site.threshold.quantile < 1e-4  # rounded up
+    assert 0 < site.threshold.threshold - site.threshold.quantile < 2e-4  # rounded up
     assert site.threshold.replaces == 0.5
-    assert site.threshold.alarms_before == 8  # all but 0.2, which lies within the hysteresis
-    assert site.threshold.alarms_after == 0
+    assert (site.threshold.alarms_before, site.threshold.alarms_after) == (9, 1)
+
+
+@pytest.mark.parametrize("quantile", [0.56, 0.8, 0.949, 0.97, 0.999])
+def test_with_its_hysteresis_it_says_fake_just_above_the_quantile(quantile: float) -> None:
+    def make(end: int) -> WindowRecord:
+        return window(end, logit=math.log(quantile / (1 - quantile)))
+
+    threshold = run([recording(500, make)]).threshold
+    assert (threshold.quantile, threshold.alarms_after) == (pytest.approx(quantile), 0)
+    site = with_calibration(threshold=threshold.threshold)
+    above = quantile + 4e-4
+    record = window(50, logit=math.log(above / (1 - above)))
+    assert Decision(site).judge(record.facts, record.scores).label is Label.FAKE
 
 
 def test_it_is_never_below_one_half() -> None:
