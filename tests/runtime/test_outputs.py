@@ -14,7 +14,7 @@ import pytest
 import runtime.session
 from runtime import command, stream
 from runtime.errors import MediaError
-from runtime.media import AudioChunk, VideoChunk
+from runtime.media import AudioChunk, ClockReport, VideoChunk
 from runtime.sinks import outputs as module
 from runtime.sinks.jsonl import OutputError
 from runtime.sinks.output import PendingFile, target_of
@@ -149,7 +149,12 @@ def test_a_target_that_cannot_be_written_is_one_line_before_anything_is_judged(
 
 
 class Camera(Live):
-    """Ends with Ctrl-C after so many pictures."""
+    """Ends with Ctrl-C after so many pictures, which wait until they are taken."""
+
+    paced = False
+    patience_s = 10.0
+    drops: dict[str, int] = {}  # noqa: RUF012
+    clock = ClockReport()
 
     def __enter__(self) -> Camera:
         return self
