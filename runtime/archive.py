@@ -187,9 +187,9 @@ class _Offsets:
 
 
 def lost_row(clip: Clip, model_id: str) -> Row:
-    """Of a clip whose worker died twice; it stays out of the journal, so a rerun tries again."""
+    """Of a clip whose worker died in both passes; not for the journal: a rerun tries again."""
     row = _empty_row(clip, model_id)
-    row["error"] = "the worker died on this clip, twice: it crashed, or memory ran out"
+    row["error"] = "the worker died on this clip, each time: it crashed, or memory ran out"
     return row
 
 

@@ -66,6 +66,9 @@ if TYPE_CHECKING:
     from runtime.spec import PairSpec
 
 SHOWN = 10  # clips named in the summary, of each kind
+# Two passes.  In the first the next clip waits at the worker while one is scored, and shares its
+# fate; in the second nothing waits, so that a clip that is lost again is the one that did it.
+QUEUED = (2, 1)
 CONNECT_TIMEOUT_S = 10.0
 OBJECT_STORE_BYTES = 100 << 20  # what travels are names and rows; Ray's least is 75 MiB
 # Read by Ray when it is imported.  The node's address is the loopback one only where Ray takes the
@@ -130,10 +133,12 @@ def run_command(options: argparse.Namespace) -> int:
             with _progress(out, len(clips), known, quiet=options.quiet) as advance:
                 if todo:
                     with _engine(options) as (ray, workers):
-                        for row in _scored(ray, todo, work, workers):
-                            journal.add(row)
-                            rows[row["key"]] = row
-                            advance(row)
+                        for queued in QUEUED:  # what a worker's death took along, once more
+                            left = [clip for clip in todo if clip.key() not in rows]
+                            for row in _scored(ray, left, work, workers, queued) if left else ():
+                                journal.add(row)
+                                rows[row["key"]] = row
+                                advance(row)
         except KeyboardInterrupt:
             print(f"{len(rows)} of {len(clips)} clips are kept in {parts}; the same command goes "
                   "on from there", file=sys.stderr)  # fmt: skip
@@ -277,8 +282,12 @@ def _cluster(ray: Any) -> dict[str, float]:
     return dict(ray.cluster_resources())
 
 
-def _scored(ray: Any, clips: Sequence[Clip], work: Work, workers: int) -> Iterator[Row]:
-    """Rows as they come; none of a clip on which a worker died twice.
+def _scored(
+    ray: Any, clips: Sequence[Clip], work: Work, workers: int, queued: int
+) -> Iterator[Row]:
+    """Rows as they come; none of a clip on which a worker died, or which waited there.
+
+    ``queued``: clips given to a worker at a time.
 
     Raises :class:`UserError` where a worker cannot work or Ray gives up.
     """
@@ -296,12 +305,11 @@ def _scored(ray: Any, clips: Sequence[Clip], work: Work, workers: int) -> Iterat
         answers = items.map(
             Scorer,
             fn_constructor_args=[work],
-            # two tasks a worker: the next clip waits there while one is scored
             compute=ray.data.ActorPoolStrategy(
-                size=min(workers, len(clips)), max_tasks_in_flight_per_actor=2
+                size=min(workers, len(clips)), max_tasks_in_flight_per_actor=queued
             ),
             num_cpus=1,
-            # a worker that dies starts again, and its clip gets one more chance
+            # a worker that dies starts again; a clip may still be sent to one that is about to
             ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": 1},
         )
     try:

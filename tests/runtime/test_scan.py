@@ -60,7 +60,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def mocked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A mock model, and workers in this process; ``scored`` is what they were given."""
-    state: dict[str, Any] = {"spec": SPEC, "scored": [], "die_after": None, "lost": set()}
+    state: dict[str, Any] = {"spec": SPEC, "scored": [], "die_after": None, "lost": set(),
+                             "taken_along": set()}  # fmt: skip
 
     def load(*_: Any) -> MockBackend:
         return MockBackend(state["spec"])
@@ -69,13 +70,15 @@ def mocked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def engine(options: Any) -> Iterator[tuple[Any, int]]:
         yield None, options.workers or 2
 
-    def scored(ray: Any, clips: Sequence[Clip], work: Work, workers: int) -> Iterator[Any]:
+    def scored(
+        ray: Any, clips: Sequence[Clip], work: Work, workers: int, queued: int
+    ) -> Iterator[Any]:
         scorer = Scorer(work)
         for done, clip in enumerate(reversed(clips)):  # workers end in any order
             if state["die_after"] == done:
                 raise state.get("death", Killed)
             state["scored"].append(clip.path)
-            if clip.path not in state["lost"]:
+            if clip.path not in state["lost"] | (state["taken_along"] if queued > 1 else set()):
                 yield scorer.score(clip)
 
     monkeypatch.setattr(archive, "load_backend", load)
@@ -245,6 +248,16 @@ class TestResuming:
         run(folder, "--output", tmp_path / "out.parquet")
         assert mocked["scored"] == ["b.mp4"]
         assert rows(tmp_path / "out.parquet")[1]["error"] is None
+
+    def test_a_clip_that_waited_at_a_worker_that_died_is_scored_in_the_second_pass(
+        self, folder: Path, tmp_path: Path, mocked: dict[str, Any]
+    ) -> None:
+        mocked["lost"].add("b.mp4")
+        mocked["taken_along"].add("a.mkv")
+        run(folder, "--output", tmp_path / "out.parquet")
+        first, second = rows(tmp_path / "out.parquet")[:2]
+        assert (first["error"], second["error"] is None) == (None, False)
+        assert mocked["scored"][-2:] == ["b.mp4", "a.mkv"]
 
 
 class TestJournal:
@@ -506,7 +519,7 @@ class TestWithRay:
     def test_a_clip_that_kills_its_worker_costs_that_clip_alone(
         self, plain_clips: Path, real_pair: Path, tmp_path: Path
     ) -> None:
-        """The worker is restarted, the clip tried once more, the others are not harmed."""
+        """The worker is restarted, the clip tried again, the others are not harmed."""
         program = (
             "import os, sys\n"
             "from runtime import archive, scan\n"
@@ -530,7 +543,7 @@ class TestWithRay:
         table = {row["path"]: row for row in rows(output)}
         assert "the worker died" in table["3.mp4"]["error"]
         assert [p for p, row in table.items() if row["error"]] == ["3.mp4", "broken.mp4"]
-        assert log.read_text().splitlines().count("3.mp4") == 2
+        assert log.read_text().splitlines().count("3.mp4") >= 2
         assert journal_lines(output) == 10
 
 
