@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +41,9 @@ from runtime.estimate import (
     estimate,
     estimate_offset,
 )
-from runtime.media import AudioChunk, MediaInfo, Source, VideoChunk
+from runtime.interrupt import Interrupt
+from runtime.media import AudioChunk, ClockReport, LiveSource, MediaInfo, Source, VideoChunk
+from runtime.media.feed import DEFAULT_PATIENCE_S
 from runtime.media.open import expand_sources
 from runtime.site import SiteCalibration
 from runtime.spec import StreamSpec
@@ -93,7 +95,7 @@ def run_command(options: argparse.Namespace) -> int:
     _check_output(options.output)
     out = timeline.console()
     goals = Goals(options.false_alarm_rate, options.abstain_rate)
-    with load_model(options) as backend:
+    with Interrupt().installed(), load_model(options) as backend:
         spec = backend.spec
         stream = stream_spec(spec.stream, spec.audio.token_hz, options)
         timeline.print_line(
@@ -160,6 +162,23 @@ class Limited:
         self._source, self._limit_s, self._advance = source, limit_s, advance
         self.seconds = 0.0
         self.complete = False
+        self._of_live = source if isinstance(source, LiveSource) else None
+
+    @property
+    def paced(self) -> bool:
+        return self._of_live is None or self._of_live.paced
+
+    @property
+    def patience_s(self) -> float:
+        return DEFAULT_PATIENCE_S if self._of_live is None else self._of_live.patience_s
+
+    @property
+    def drops(self) -> Mapping[str, int]:
+        return {} if self._of_live is None else self._of_live.drops
+
+    @property
+    def clock(self) -> ClockReport:
+        return ClockReport() if self._of_live is None else self._of_live.clock
 
     @property
     def live(self) -> bool:

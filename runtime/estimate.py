@@ -68,6 +68,7 @@ REMEDIES = {
     Reason.TOO_SHORT: "record longer stretches",
     Reason.NO_FACE: "let a face look into the camera",
     Reason.FACE_TOO_SMALL: "come closer or choose a higher resolution",
+    Reason.FACE_TURNED: "look towards the camera",
     Reason.TOO_MANY_DROPS: "raise the camera's frame rate or lower the machine's load",
     Reason.NO_AUDIO: "check that the sound is recorded throughout",
     Reason.NO_SPEECH: "let the person speak, and raise the microphone's level",

@@ -93,8 +93,9 @@ def run_command(options: argparse.Namespace) -> int:
     live = any(is_live(source) for source in sources)
     site = None if options.site is None else SiteCalibration.read(options.site)
     out = timeline.console(stderr=options.jsonl == "-")
+    interrupt = Interrupt()
     with ExitStack() as stack:
-        outputs = stack.enter_context(Outputs(options, sources))
+        outputs = stack.enter_context(Outputs(options, sources, interrupt))
         backend = stack.enter_context(load_model(options))
         if site is not None:
             backend = SiteBackend(backend, site)
@@ -107,7 +108,7 @@ def run_command(options: argparse.Namespace) -> int:
         if page is not None:
             stack.enter_context(page)
             page_options.announce(page, sources)
-        interrupt = stack.enter_context(Interrupt().installed())
+        stack.enter_context(interrupt.installed())
         run = _Run(options, backend, stream, site, out, jsonl, outputs, page, interrupt)
         if len(sources) > 1 and (live or options.parallel):
             run.together(sources)

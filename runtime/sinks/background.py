@@ -209,9 +209,11 @@ class MediaBackground(Background):
         self.worker.put(END, lambda: self.sink.end(summary), must=True)
 
 
-def in_background(sink: Sink, name: str, *, live: bool) -> Background:
+def in_background(
+    sink: Sink, name: str, *, live: bool, tell: Callable[[str], None] = say
+) -> Background:
     """``live``: never wait for it; otherwise lose nothing while it works at all."""
-    worker = Worker(name, patience_s=0.0 if live else PATIENCE_S)
+    worker = Worker(name, patience_s=0.0 if live else PATIENCE_S, tell=tell)
     if isinstance(sink, MediaSink):
         return MediaBackground(sink, worker)
     return Background(sink, worker)

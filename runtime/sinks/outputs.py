@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING
 
 from runtime.backends.base import Backend
 from runtime.errors import UsageError, UserError
+from runtime.interrupt import Interrupt
 from runtime.media import Source
 from runtime.models import DEFAULT_PRESET, model_dir
 from runtime.sinks import Sink
-from runtime.sinks.background import DRAIN_S, Background, Worker, in_background
+from runtime.sinks.background import DRAIN_S, Background, Worker, in_background, say
 from runtime.sinks.metrics import DEFAULT_ADDRESS, MetricsSink, is_loopback, parse_address
 from runtime.sinks.output import is_folder, target_of
 from runtime.sinks.report import FACES, SHOW, ReportSink, Step
@@ -59,12 +60,20 @@ def add_options(p: argparse.ArgumentParser) -> None:
 class Outputs:
     """A context manager over the outputs of a whole run.
 
+    ``interrupt`` is asked to end live sources when their record, ``--jsonl``, cannot be written any
+    more; without any other output they go on.
+
     Raises :class:`UsageError` and :class:`runtime.errors.DependencyError` for options that cannot
     be met, before a model is loaded.
     """
 
-    def __init__(self, options: argparse.Namespace, sources: Sequence[str]) -> None:
-        self._options = options
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        sources: Sequence[str],
+        interrupt: Interrupt | None = None,
+    ) -> None:
+        self._options, self._interrupt = options, interrupt or Interrupt()
         self._videos = _targets("--save-video", options.save_video, ".mp4", sources)
         self._reports = _targets("--report", options.report, ".html", sources)
         self._workers: list[Worker] = []
@@ -98,8 +107,11 @@ class Outputs:
             if self._metrics is not None:
                 mine.sinks.append(self._metrics)
             if jsonl is not None:
+                record = f"--jsonl {options.jsonl}"
                 mine.sinks.append(
-                    mine.background(jsonl, f"--jsonl {options.jsonl}") if source.live else jsonl
+                    mine.background(jsonl, record, tell=self._record_is_lost)
+                    if source.live
+                    else jsonl
                 )
             if name in self._videos:
                 mine.video = VideoSink(
@@ -127,6 +139,10 @@ class Outputs:
             return card.read_text(encoding="utf-8", errors="replace")
         except (UserError, OSError):
             return None
+
+    def _record_is_lost(self, line: str) -> None:
+        say(line)
+        self._interrupt.ask("--jsonl cannot be written")
 
     def register(self, worker: Worker) -> None:
         self._workers.append(worker)
@@ -174,8 +190,10 @@ class SourceOutputs:
         self.video: VideoSink | None = None
         self.report: ReportSink | None = None
 
-    def background(self, sink: Sink, name: str) -> Background:
-        made = in_background(sink, name, live=self._live)
+    def background(
+        self, sink: Sink, name: str, tell: Callable[[str], None] = say
+    ) -> Background:
+        made = in_background(sink, name, live=self._live, tell=tell)
         self._mine.append(made)
         self._run.register(made.worker)
         return made

@@ -44,6 +44,7 @@ MEANINGS = {
     Reason.TOO_SHORT: "the stream ended before one window was full",
     Reason.NO_FACE: "no face was in view throughout",
     Reason.FACE_TOO_SMALL: "the face is too small to judge",
+    Reason.FACE_TURNED: "the head is turned away",
     Reason.TOO_MANY_DROPS: "pictures are missing",
     Reason.NO_AUDIO: "there is no sound, or not throughout",
     Reason.NO_SPEECH: "hardly anything is audible",

@@ -22,7 +22,12 @@ BAR_CELLS = 8
 LOG_COLUMNS = 140
 HEADINGS = "    time  face  fake            picture         voice               A/V  verdict"
 COLOURS = {Label.REAL: "green", Label.FAKE: "bold red", Label.ABSTAIN: "yellow"}
-_UNREADABLE = (Reason.OUT_OF_DOMAIN, Reason.FACE_TOO_SMALL, Reason.NO_ACTIVE_SPEAKER)
+_UNREADABLE = (
+    Reason.OUT_OF_DOMAIN,
+    Reason.FACE_TOO_SMALL,
+    Reason.FACE_TURNED,
+    Reason.NO_ACTIVE_SPEAKER,
+)
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 

@@ -42,6 +42,7 @@ REASONS = {
     Reason.TOO_MANY_DROPS: "too many pictures are missing",
     Reason.NO_AUDIO: "there is no sound, or not throughout",
     Reason.NO_SPEECH: "hardly anything is audible",
+    Reason.FACE_TURNED: "the head is turned away",
     Reason.AV_CLOCK_UNRELIABLE: "the timestamps of the sound jump",
     Reason.OUT_OF_DOMAIN: "the model cannot read this face or this sound: too unlike its training",
     Reason.NO_ACTIVE_SPEAKER: "another face matches the voice better",

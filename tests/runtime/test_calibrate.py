@@ -21,7 +21,7 @@ import runtime.session
 from benchmarks.site import Elsewhere
 from runtime import calibrate, command, stream
 from runtime.calibrate import statements
-from runtime.media import AudioChunk, MediaInfo, VideoChunk
+from runtime.media import AudioChunk, ClockReport, MediaInfo, VideoChunk
 from runtime.media.file import FileSource
 from runtime.site import SiteCalibration
 from runtime.spec import PairSpec
@@ -288,9 +288,14 @@ def test_a_stream_refuses_a_damaged_site_file_and_other_windows(
 
 
 class Camera:
-    """A camera with a microphone that talks without end, or until somebody presses Ctrl-C."""
+    """A camera with a microphone that talks without end, or until somebody presses Ctrl-C, and
+    waits until somebody listens."""
 
     live = True
+    paced = False
+    patience_s = 10.0
+    drops: dict[str, int] = {}  # noqa: RUF012
+    clock = ClockReport()
     damaged = 0
     info = MediaInfo("camera:0", True, True, 64, 48, 25.0, None)
 

@@ -9,7 +9,7 @@ import pytest
 from runtime.audio import AudioTokenizer
 from runtime.media import Samples
 from runtime.media.clock import LiveClock, SoundClock
-from runtime.session import _SoundTrack
+from runtime.rings import SoundTrack
 from runtime.spec import AudioSpec
 
 RATE_HZ = 16_000
@@ -167,7 +167,7 @@ def test_corrected_sound_has_no_steps() -> None:
 
 
 def corrections_of_the_session(pieces: list[tuple[float, Samples]]) -> int:
-    track = _SoundTrack(AudioTokenizer(AudioSpec()))
+    track = SoundTrack(AudioTokenizer(AudioSpec()))
     for t, samples in pieces:
         for piece in track.on_clock(t - 7.0, samples):
             track.take(piece)

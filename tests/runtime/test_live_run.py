@@ -307,10 +307,12 @@ def test_a_killed_process_leaves_whole_lines(endless: str, tmp_path: Path) -> No
 def test_a_full_disk_is_one_line_and_leaves_whole_lines(endless: str, tmp_path: Path) -> None:
     target = tmp_path / "out.jsonl"
     child = start(endless, target, limit_bytes=1500)
-    _, err = child.communicate(timeout=60)
+    out, err = child.communicate(timeout=60)
     assert child.returncode == 1
     errors = [line for line in err.splitlines() if not line.startswith("note: ")]
-    assert errors == [f"error: cannot write {target}: file too large"]
+    why = f"cannot write {target}: file too large: switched off"
+    assert errors == [f"warning: --jsonl {target}: {why}"]
+    assert "ended: --jsonl cannot be written; lag " in out
     assert 2 <= len(whole_lines(target)) <= 5
 
 
@@ -319,5 +321,5 @@ def test_a_device_that_is_full_is_one_line(endless: str) -> None:
     child = start(endless, Path("/dev/full"))
     _, err = child.communicate(timeout=60)
     assert child.returncode == 1
-    assert "error: cannot write /dev/full: no space left on device" in err
+    assert "warning: --jsonl /dev/full: cannot write /dev/full: no space left on device" in err
     assert "Traceback" not in err
