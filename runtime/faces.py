@@ -34,12 +34,15 @@ from runtime.spec import FaceSpec
 from runtime.tracks import (
     OTHER_LOOKS,
     REACQUIRE_TOKENS,
+    SAME_STRUCTURE,
+    STRUCTURE_TOKENS,
     Box,
     Looks,
     Motion,
     assign,
     colours_of,
     iou,
+    structure_of,
     width,
 )
 
@@ -98,6 +101,7 @@ class _Track:
     misses: int = 0
     odd: bool = False  # the newest crop did not look like the face
     landmarks: Float64 | None = field(default=None)  # [3, 2], smoothed
+    structure: Float32 | None = field(default=None)  # [256], of the crop given out last
 
 
 class FaceTracker:
@@ -178,7 +182,7 @@ class FaceTracker:
             track.next_look = picture.token + RETRY_TOKENS
             return
         box, score = max(found, key=lambda item: item[1])
-        if track.looks.distance(self._colours_at(box, picture)) > OTHER_LOOKS:
+        if self._is_other(track, self._crop_at(box, picture), picture.token):
             self._lose(track, picture)  # it is a face, but another one: the search finds whose
             return
         track.score, track.misses, track.odd = score, 0, False
@@ -283,15 +287,15 @@ class FaceTracker:
             landmarks = weight * landmarks + (1 - weight) * track.landmarks
         track.landmarks = landmarks
         crop = align(picture.frame, landmarks, self.spec)
-        seen = colours_of(crop, self._cv2)
-        if track.looks.distance(seen) > OTHER_LOOKS:
+        if self._is_other(track, crop, picture.token):
             if not track.odd:  # ask the detector in the next picture, later in the usual turn
                 track.odd, track.next_look = True, picture.token + 1
             return None
         track.odd = False
         track.motion.moved_to(track.box, picture.token)
         if not any(t is not track and iou(t.box, track.box) > OVERLAP_IOU for t in self._tracks):
-            track.looks.learn(seen)
+            track.looks.learn(colours_of(crop, self._cv2))
+        track.structure = structure_of(crop, self._cv2)
         return Face(
             track_id=track.track_id,
             crop=crop,
@@ -302,9 +306,19 @@ class FaceTracker:
             turn_deg=turn_deg(landmarks),
         )
 
+    def _is_other(self, track: _Track, crop: UInt8, token: int) -> bool:
+        """Does a crop where the face is followed show another one?  Other light alone does not."""
+        if track.looks.distance(colours_of(crop, self._cv2)) <= OTHER_LOOKS:
+            return False
+        if track.structure is None or token - track.motion.token > STRUCTURE_TOKENS:
+            return True
+        return float(structure_of(crop, self._cv2) @ track.structure) < SAME_STRUCTURE
+
     def _colours_at(self, box: Box, picture: _Picture) -> Float32:
-        landmarks = self._landmarks(box, picture.grey)
-        return colours_of(align(picture.frame, landmarks, self.spec), self._cv2)
+        return colours_of(self._crop_at(box, picture), self._cv2)
+
+    def _crop_at(self, box: Box, picture: _Picture) -> UInt8:
+        return align(picture.frame, self._landmarks(box, picture.grey), self.spec)
 
     def _landmarks(self, box: Box, grey: UInt8) -> Float64:
         """Left and right eye as seen and the base of the nose: [3, 2] pixels."""

@@ -127,6 +127,18 @@ def test_an_id_is_never_given_to_another_person(grid_dir: Path):
             assert after[-1] == {1}
 
 
+@pytest.mark.parametrize("factor", [0.6, 0.85, 1.2])
+def test_other_light_makes_nobody_another_person(grid_clip: Path, factor: float):
+    """A lamp is switched, or an automatic exposure steps: every colour changes at once."""
+    tracker, ids, given = FaceTracker(FaceSpec()), set(), 0
+    for token, frame in enumerate(pictures(grid_clip, 60)):
+        lit = frame if token // 13 % 2 == 0 else np.clip(frame * factor, 0, 255).astype(np.uint8)
+        found = tracker.update(lit, token)
+        ids |= {face.track_id for face in found}
+        given += len(found)
+    assert (ids, given) == ({0}, 60)
+
+
 def test_two_people_who_cross_keep_their_ids(grid_dir: Path):
     """They walk through each other's place; the nearer one hides the other for half a second."""
     a, b = (pictures(speakers(grid_dir)[i]) for i in (0, 1))

@@ -96,7 +96,7 @@ class TestSet:
             PreparedSet(tmp_path)
 
     def test_an_index_that_lost_a_part_is_refused(self, tmp_path: Path):
-        (tmp_path / "index.json").write_text('{"version": 2, "crop_px": 64}')
+        (tmp_path / "index.json").write_text('{"version": 3, "crop_px": 64}')
         with pytest.raises(UsageError, match=r"damaged \(no clips, layout\)"):
             PreparedSet(tmp_path)
 
