@@ -20,7 +20,7 @@ same features, and learnt less with it (a GRID run with 0.4 had a validation AUC
 seen in training after 800 steps of the second stage, and 0.83 after 200 more steps without).
 
 ``finetune`` goes on from ``--init`` on a user's own clips: a tenth of the learning rate, no first
-stage, the batch statistics of the checkpoint; its figures are a choice, not the outcome of a search.
+stage, the batch statistics of the checkpoint; its figures are a choice, not a search's outcome.
 """
 
 from __future__ import annotations
