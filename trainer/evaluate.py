@@ -298,7 +298,7 @@ def _print_checkpoint(result: dict[str, Any], output: Path) -> None:
     console.print(table)
     for name, entry in result.get("floors", {}).items():
         (auc, low, high), (gain, worst, best) = (
-            (entry[k][x] for x in ("value", "low", "high")) for k in ("auc", "gain")
+            tuple(entry[k][x] for x in ("value", "low", "high")) for k in ("auc", "gain")
         )
         console.print(
             f"floor, {name}: score AUC {auc:.3f} [{low:.3f}, {high:.3f}]; "

@@ -158,6 +158,24 @@ class TestCheckpoint:
         assert (folder / "report.html").is_file()
         assert (folder / "scores-trimmed.npz").is_file()
 
+    def test_the_floor_is_printed_beside_the_model(
+        self, tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+    ):
+        pytest.importorskip("dlib", reason="needs the cpu extra: pip install '.[cpu]'")
+        from tests.trainer.prepared import write_noise_set
+
+        people = {"a": "train", "b": "train", "c": "test", "d": "test"}
+        folder = write_noise_set(tmp_path / "set", splits=people, clips=3, crop_px=32)
+        words = ["--data", str(folder), "--checkpoint", str(checkpoint), "--floor"]
+        assert main([*words, "--output", str(tmp_path / "report")]) == 0
+        result = json.loads((tmp_path / "report" / "metrics.json").read_text())
+        out = re.sub(r"\s+", " ", capsys.readouterr().out)
+        assert len(result["floors"]) == 3
+        for name, entry in result["floors"].items():
+            auc, gain = (entry[k]["value"] for k in ("auc", "gain"))
+            assert f"floor, {name}: score AUC {auc:.3f} [" in out
+            assert f"the model is {gain:+.3f} [" in out
+
     def test_argmax_leaves_calibration_and_threshold_aside(self, noise: Path, checkpoint: Path):
         from trainer.evaluate import load_scorer
 
