@@ -168,7 +168,7 @@ class TestRun:
 
     def test_traces_in_the_noise_are_learnt_and_the_run_says_so(self, noise: Path, tmp_path: Path):
         config = dataclasses.replace(
-            CONFIG, align_steps=0, joint_steps=60, batch=8, lr=3e-3, validate_every=20
+            CONFIG, align_steps=0, joint_steps=90, batch=8, lr=3e-3, validate_every=30
         )
         result = Trainer(config, MODEL, PreparedSet(noise), tmp_path / "run").run()
         assert result["test"]["identities"] == 1
