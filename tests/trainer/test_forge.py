@@ -341,8 +341,8 @@ class TestFiles:
     def test_a_killed_run_goes_on_to_the_same_set(self, tmp_path: Path):
         """SIGKILL half-way, then the same command: the bytes of an unbroken run.
 
-        That one is a process of its own as well: in this one a library that some test has loaded may
-        flush denormal numbers to zero, and then AAC makes another byte of a fade.
+        That one is a process of its own as well: in this one, a library that some test has loaded
+        may flush denormal numbers to zero, and then AAC makes another byte of a fade.
         """
         folder = tmp_path / "genuine"
         for i in range(3):
