@@ -22,7 +22,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -34,37 +33,24 @@ from runtime.command import guarded
 from runtime.errors import UsageError
 from runtime.estimate import Goals, Recording, Tally, estimate, estimate_offset, tally
 from runtime.files import write_json
-from runtime.media import AudioChunk, MediaInfo, Samples, Source, VideoChunk
+from runtime.media import AudioChunk, Chunk, Samples, Source, VideoChunk
+from runtime.media.around import SourceAround
 from runtime.media.file import FileSource
 from runtime.media.open import expand_sources
 from runtime.pipeline import run
 from runtime.spec import StreamSpec
 
 
-class Elsewhere:
+class Elsewhere(SourceAround):
     """A short clip whose sound comes from another room and microphone; reads it whole at once."""
-
-    live = False
 
     def __init__(
         self, source: Source, *, snr_db: float | None, below_hz: float | None, rate_hz: int
     ) -> None:
-        self._source, self._snr_db, self._below_hz = source, snr_db, below_hz
-        self._rate_hz = rate_hz
+        super().__init__(source)
+        self._snr_db, self._below_hz, self._rate_hz = snr_db, below_hz, rate_hz
 
-    @property
-    def info(self) -> MediaInfo:
-        return self._source.info
-
-    @property
-    def damaged(self) -> int:
-        return self._source.damaged
-
-    @property
-    def warnings(self) -> list[str]:
-        return self._source.warnings
-
-    def __iter__(self) -> Iterator[VideoChunk | AudioChunk]:
+    def __iter__(self) -> Iterator[Chunk]:
         chunks = list(self._source)
         pieces = [c.samples for c in chunks if isinstance(c, AudioChunk)]
         heard = self._hear(np.concatenate(pieces)) if pieces else np.zeros(0, np.float32)
@@ -86,20 +72,6 @@ class Elsewhere:
             level = np.sqrt(np.mean(heard**2)) * 10 ** (-self._snr_db / 20)
             heard = heard + level * np.random.default_rng(0).standard_normal(len(heard))
         return np.clip(heard, -1, 1).astype(np.float32)
-
-    def close(self) -> None:
-        self._source.close()
-
-    def __enter__(self) -> Elsewhere:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

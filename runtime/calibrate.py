@@ -16,11 +16,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
 from runtime import conformal
@@ -42,8 +41,8 @@ from runtime.estimate import (
     estimate_offset,
 )
 from runtime.interrupt import Interrupt
-from runtime.media import AudioChunk, ClockReport, LiveSource, MediaInfo, Source, VideoChunk
-from runtime.media.feed import DEFAULT_PATIENCE_S
+from runtime.media import Chunk, MediaInfo, Source
+from runtime.media.around import SourceAround
 from runtime.media.open import expand_sources
 from runtime.site import SiteCalibration
 from runtime.spec import StreamSpec
@@ -153,50 +152,18 @@ def record(
     return footage
 
 
-class Limited:
+class Limited(SourceAround):
     """The first ``limit_s`` seconds of a source; ``complete`` once they, or it, are over."""
 
     def __init__(
         self, source: Source, limit_s: float | None, advance: Callable[[float], None]
     ) -> None:
-        self._source, self._limit_s, self._advance = source, limit_s, advance
+        super().__init__(source)
+        self._limit_s, self._advance = limit_s, advance
         self.seconds = 0.0
         self.complete = False
-        self._of_live = source if isinstance(source, LiveSource) else None
 
-    @property
-    def paced(self) -> bool:
-        return self._of_live is None or self._of_live.paced
-
-    @property
-    def patience_s(self) -> float:
-        return DEFAULT_PATIENCE_S if self._of_live is None else self._of_live.patience_s
-
-    @property
-    def drops(self) -> Mapping[str, int]:
-        return {} if self._of_live is None else self._of_live.drops
-
-    @property
-    def clock(self) -> ClockReport:
-        return ClockReport() if self._of_live is None else self._of_live.clock
-
-    @property
-    def live(self) -> bool:
-        return self._source.live
-
-    @property
-    def info(self) -> MediaInfo:
-        return self._source.info
-
-    @property
-    def damaged(self) -> int:
-        return self._source.damaged
-
-    @property
-    def warnings(self) -> list[str]:
-        return self._source.warnings
-
-    def __iter__(self) -> Iterator[VideoChunk | AudioChunk]:
+    def __iter__(self) -> Iterator[Chunk]:
         for chunk in self._source:
             if self._limit_s is not None and chunk.t_s >= self._limit_s:
                 break
@@ -204,20 +171,6 @@ class Limited:
             self._advance(self.seconds)
             yield chunk
         self.complete = True
-
-    def close(self) -> None:
-        self._source.close()
-
-    def __enter__(self) -> Limited:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 @contextmanager
