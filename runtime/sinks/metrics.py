@@ -8,7 +8,6 @@ server listens on this machine alone unless it was told otherwise.
 
 from __future__ import annotations
 
-import ipaddress
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -186,14 +185,6 @@ def parse_address(text: str) -> tuple[str, int]:
     if not colon or not port.isdecimal() or not 0 <= int(port) <= 65535:
         raise UsageError(f"{text!r} is not HOST:PORT, such as {DEFAULT_ADDRESS}")
     return host.strip("[]") or "127.0.0.1", int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Is it this machine alone?  A name other than localhost may be anything."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _set(gauge: Any, labels: tuple[str, ...], value: float | None) -> None:

@@ -24,8 +24,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from runtime.errors import UsageError, UserError
+from runtime.loopback import is_loopback
 from runtime.sinks.background import Worker
-from runtime.sinks.metrics import is_loopback
 from runtime.verdict import Label, Verdict
 
 TOKEN_VARIABLE = "MSCT_WEBHOOK_TOKEN"

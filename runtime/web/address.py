@@ -11,6 +11,7 @@ import socket
 from dataclasses import dataclass
 
 from runtime.errors import UsageError
+from runtime.loopback import is_loopback
 
 DEFAULT = "127.0.0.1:8080"
 TOKEN_VARIABLE = "MSCT_WEB_TOKEN"
@@ -27,12 +28,7 @@ class Address:
 
     @property
     def loopback(self) -> bool:
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
     @property
     def any_interface(self) -> bool:

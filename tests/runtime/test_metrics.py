@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from runtime.errors import UsageError, UserError
+from runtime.loopback import is_loopback
 from runtime.sinks.background import Worker
-from runtime.sinks.metrics import MAX_FACES, MetricsSink, is_loopback, parse_address
+from runtime.sinks.metrics import MAX_FACES, MetricsSink, parse_address
 from runtime.verdict import Label, Reason
 from tests.runtime.test_timeline_sink import at, summary
 from tests.runtime.test_verdict import verdict
