@@ -133,6 +133,7 @@ def write_loop(source: Path, target: Path, *, seconds: float, width: int, height
     with av.open(str(target), "w") as container:
         video = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast"})
         video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+        video.gop_size = 2 * FPS  # a key picture every two seconds, as cameras send them
         audio = container.add_stream("aac", rate=SOUND_RATE_HZ, layout="stereo")
         while written < wanted:
             before = written

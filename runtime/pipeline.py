@@ -39,6 +39,7 @@ from runtime.spec import StreamSpec
 from runtime.verdict import Label, Verdict
 
 POLL_S = 0.1  # how soon a live run notices that it was asked to end, or that nothing comes
+LOOK_S = 1.0  # between two looks at what a live source lost, for those who watch the run
 MIN_SLOPE_S = 30.0  # a slope over less says nothing
 KEPT_LAGS = 10_000  # for the percentiles: about half an hour's
 INTERRUPTED = "interrupted"
@@ -211,13 +212,14 @@ class StreamRun:
         )
         stats = self.session.stats
         self.summary = Summary(name, backend.spec.model_id, backend.provider, info, stats)
+        self._lag = LagMeter()
         for sink in sinks:
             if isinstance(sink, StartSink):
                 sink.begin(self.summary)
 
-    def take(self, chunk: Chunk) -> bool:
-        """Judge with one chunk more; were there verdicts?"""
-        return self.publish(drive(self.take_steps(chunk), self.backend))
+    def take(self, chunk: Chunk) -> None:
+        """Judge with one chunk more."""
+        self.publish(drive(self.take_steps(chunk), self.backend), chunk.captured_s)
 
     def take_steps(self, chunk: Chunk) -> Steps:
         """The same, step by step; whoever runs it publishes the verdicts."""
@@ -234,12 +236,20 @@ class StreamRun:
             sink.sound(self._name, chunk)
         return self.session.audio_steps(chunk.t_s, chunk.samples, arrival)
 
-    def publish(self, verdicts: list[Verdict]) -> bool:
+    def publish(self, verdicts: list[Verdict], captured_s: float | None = None) -> None:
+        """``captured_s``: when a live source captured what these verdicts were waiting for."""
         for verdict in verdicts:
             self.summary.add(verdict)
             for sink in self._sinks:
                 sink.write(verdict)
-        return bool(verdicts)
+        if verdicts and captured_s is not None:
+            self._lag.add(time.monotonic(), captured_s)
+
+    def look_at(self, feed: Feed) -> None:
+        """Takes over what the feed of a live source knows so far: drops, clock, lag."""
+        self.summary.drops, self.summary.lag = feed.drops, self._lag.report()
+        if isinstance(self._source, LiveSource):
+            self.summary.clock = self._source.clock
 
     def finish(self, wall_s: float) -> Summary:
         self.publish(self.session.finish())
@@ -270,24 +280,24 @@ def _nothing() -> Steps:
 
 def _read_live(one: StreamRun, source: Source, interrupt: Interrupt) -> None:
     """Until the source ends or ``interrupt`` asks; an error of the source is raised."""
-    lag = LagMeter()
-    summary = one.summary
     interrupt.graceful = True
+    looked_s = time.monotonic()
     try:
         with Feed(source, sample_rate_hz=one.rate_hz) as feed:
             try:
                 while not interrupt.asked and not feed.ended:
                     chunk = feed.get(POLL_S)
-                    if chunk is not None and one.take(chunk) and chunk.captured_s is not None:
-                        lag.add(time.monotonic(), chunk.captured_s)
+                    if chunk is not None:
+                        one.take(chunk)
                     _go_on_without(one, feed)
+                    if time.monotonic() - looked_s >= LOOK_S:
+                        looked_s = time.monotonic()
+                        one.look_at(feed)
                 if feed.error is not None and not interrupt.asked:
                     raise feed.error
             finally:
-                summary.drops, summary.lag = feed.drops, lag.report()
-                if isinstance(source, LiveSource):
-                    summary.clock = source.clock
-        summary.ended = interrupt.reason if interrupt.asked else "the source ended"
+                one.look_at(feed)
+        one.summary.ended = interrupt.reason if interrupt.asked else "the source ended"
     finally:
         interrupt.graceful = False
 

@@ -30,10 +30,10 @@ from dataclasses import dataclass
 
 from runtime.backends.base import Backend
 from runtime.interrupt import Interrupt
-from runtime.media import Chunk, LiveSource, Source
+from runtime.media import Chunk, Source
 from runtime.media.feed import Feed
 from runtime.model_calls import AnyReply, Request, Steps, serve
-from runtime.pipeline import LagMeter, StreamRun, Summary, go_on_without
+from runtime.pipeline import StreamRun, Summary, go_on_without
 from runtime.session import FULL_LOAD, Load
 from runtime.sinks import Sink
 from runtime.spec import StreamSpec
@@ -130,7 +130,7 @@ class _Lane:
     """One stream on its way."""
 
     def __init__(self, index: int, run: StreamRun, source: Source) -> None:
-        self.index, self.run, self.source = index, run, source
+        self.index, self.run = index, run
         self.live = source.live
         self.feed = Feed(source, sample_rate_hz=run.rate_hz)
         self.head: Chunk | None = None  # the next chunk
@@ -143,7 +143,6 @@ class _Lane:
         self.level = 0  # of STEPS_DOWN
         self.spent_s = 0.0  # of the thread's time, since the last check
         self.usage = 0.0  # running mean of it, as a share of the time
-        self.lag = LagMeter()
         self.error: Exception | None = None
         self.finishing = False
         self.outcome: Outcome | None = None
@@ -276,8 +275,7 @@ class _Scheduler:
 
     def _publish(self, lane: _Lane, end: StopIteration) -> None:
         try:
-            if lane.run.publish(end.value) and lane.captured_s is not None:
-                lane.lag.add(time.monotonic(), lane.captured_s)
+            lane.run.publish(end.value, lane.captured_s)
         except Exception as err:  # a sink's
             self._fail(lane, err)
             return
@@ -292,9 +290,7 @@ class _Scheduler:
     def _end(self, lane: _Lane) -> None:
         """The stream is over: its summary, and the feed's thread ends."""
         summary = lane.run.summary
-        summary.drops, summary.lag = lane.feed.drops, lane.lag.report()
-        if isinstance(lane.source, LiveSource):
-            summary.clock = lane.source.clock
+        lane.run.look_at(lane.feed)
         asked = self._interrupt.asked
         if lane.live or asked:
             failed = None if lane.error is None else str(lane.error)
@@ -327,6 +323,7 @@ class _Scheduler:
             spent_s += lane.spent_s
             lane.usage += USAGE_RATE * (lane.spent_s / passed_s - lane.usage)
             lane.spent_s = 0.0
+            lane.run.look_at(lane.feed)
             if lane.level > 0:
                 lane.run.summary.shed_s += passed_s
         self._busy += USAGE_RATE * (spent_s / passed_s - self._busy)

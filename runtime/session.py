@@ -236,9 +236,7 @@ class Session:
             verdicts += yield from self._ready_verdicts()
         return verdicts
 
-    def advance_steps(
-        self, *, video_s: float | None = None, audio_s: float | None = None
-    ) -> Steps:
+    def advance_steps(self, *, video_s: float | None = None, audio_s: float | None = None) -> Steps:
         """As :meth:`advance`, step by step."""
         self._arrive(None)
         verdicts: list[Verdict] = []

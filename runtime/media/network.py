@@ -6,8 +6,10 @@ Frames are decoded without frame threads, which would each add a picture's delay
 of RTSP to find out what it is (up to a second) is not kept: it would only be late.
 
 Faults.  A connection that ends, breaks off or gives no picture for ``stall_s`` is made again (see
-:mod:`runtime.media.live`); packets that do not decode are counted and passed over; resolution,
-sample rate and the presence of sound may change from connection to connection and within one.
+:mod:`runtime.media.live`).  While pictures arrive that only a key picture makes decodable, the
+first key picture is waited for, up to :data:`KEY_WAIT_S`.  Packets that do not decode are counted
+and passed over; resolution, sample rate and the presence of sound may change from connection to
+connection and within one.
 A machine that is too slow to decode everything leaves pictures out rather than fall behind.
 
 Trust.  Protocols and formats by kind of address (:mod:`runtime.media.address`).  Certificates of
@@ -39,6 +41,7 @@ from runtime.media.live import Notice, Reconnecting, StallError, silent
 
 OPEN_TIMEOUT_S = 5.0
 STALL_S = 5.0
+KEY_WAIT_S = 30.0  # for the first key picture; some cameras send one every ten seconds and more
 HLS_PATIENCE_S = 30.0  # segments of up to ten seconds arrive at once
 TRANSPORTS = ("tcp", "udp")
 BEHIND_S = 1.0  # later than the soonest arrival: only key pictures are decoded
@@ -151,18 +154,22 @@ class NetworkSource(Reconnecting[Any]):
             raise MediaError(f"{self.name}: gives no picture any more")
         self._resampler = Resampler(self._av, self._rate_hz)
         self._hurrying = False
-        heard = time.monotonic()  # of what must not stall: the picture, or else the sound
+        begun = heard = time.monotonic()  # of what must not stall: the picture, or else the sound
+        seen = False  # a picture of this connection
         for packet in self._packets(handle, [s for s in (video, audio) if s is not None]):
             for frame in self._decode(packet):
                 now = time.monotonic()
                 if isinstance(frame, self._av.VideoFrame):
-                    heard = now
+                    heard, seen = now, True
                     yield from self._picture(frame, video, now)
                     self._keep_up(video)
                 else:
                     heard = heard if video is not None else now
                     yield from self._sound(frame, now)
-            if time.monotonic() - heard > self._stall_s:
+            now = time.monotonic()
+            if packet.stream is video and not seen and now - begun < KEY_WAIT_S:
+                heard = now
+            if now - heard > self._stall_s:
                 raise StallError(f"{self.name}: no picture for {self._stall_s:g} s")
 
     def _keep_up(self, video: Any) -> None:

@@ -64,9 +64,7 @@ def parse_sound(text: str) -> Sound:
 
 def is_live(source: str) -> bool:
     """Does it need somebody to stop it, as far as its name tells?"""
-    return (
-        source == BROWSER or scheme_of(source) is not None or _camera(source) is not None
-    )
+    return source == BROWSER or scheme_of(source) is not None or _camera(source) is not None
 
 
 def expand_sources(given: Sequence[str]) -> list[str]:

@@ -149,13 +149,19 @@ class _Runs:
                 busy.add_metric([source, stage], seconds)
             if run.media_s > 0:
                 factor.add_metric([source], sum(stats.seconds.values()) / run.media_s)
-            causes = {
-                "damaged": run.damaged,
-                "timestamp": stats.dropped,
-                "gap": stats.gaps,
-                "late": stats.late,
-                "sound_clock": stats.clock_corrections,
-            }
+            causes = Counter(
+                {
+                    # of a live source these are among its own causes
+                    "damaged": 0 if run.drops else run.damaged,
+                    "timestamp": stats.dropped,
+                    "gap": stats.gaps,
+                    "late": stats.late,
+                    "sound_clock": stats.clock_corrections,
+                    "shed_windows": stats.shed_windows,
+                    "shed_pictures": stats.shed_pictures,
+                }
+            )
+            causes.update(run.drops)
             for cause, n in causes.items():
                 drops.add_metric([source, cause], n)
         yield from (model, coverage, media, busy, factor, drops)

@@ -191,9 +191,7 @@ class SourceOutputs:
         self.video: VideoSink | None = None
         self.report: ReportSink | None = None
 
-    def background(
-        self, sink: Sink, name: str, tell: Callable[[str], None] = say
-    ) -> Background:
+    def background(self, sink: Sink, name: str, tell: Callable[[str], None] = say) -> Background:
         made = in_background(sink, name, live=self._live, tell=tell)
         self._mine.append(made)
         self._run.register(made.worker)

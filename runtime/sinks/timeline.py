@@ -86,7 +86,6 @@ class TimelineSink:
             f"[{COLOURS[v.label]}]{outcome(v)}[/]{self._behind()}"
         )
 
-
     def _behind(self) -> str:
         from rich.markup import escape
 
@@ -214,9 +213,7 @@ def live_line(s: Summary) -> str:
     if s.av_offset_ms is not None:
         parts.append(f"A/V offset {s.av_offset_ms:+.0f} ms")
     if s.clock.drift_ppm is not None and s.clock.jitter_ms is not None:
-        parts.append(
-            f"sound clock {s.clock.drift_ppm:+.0f} ppm, jitter {s.clock.jitter_ms:.1f} ms"
-        )
+        parts.append(f"sound clock {s.clock.drift_ppm:+.0f} ppm, jitter {s.clock.jitter_ms:.1f} ms")
     return "; ".join(parts)
 
 

@@ -59,6 +59,7 @@ def write_clip(
             stream.codec_context.time_base = Fraction(1, TICKS_HZ)
             if gop is not None:  # a key picture every so many
                 stream.codec_context.gop_size = gop
+                stream.codec_context.options = {"sc_threshold": "0"}  # and none in between
             if rotation:
                 stream.set_display_rotation(rotation)
         audio: Any = None

@@ -67,6 +67,16 @@ def test_latency_is_a_histogram_in_seconds(sink: MetricsSink) -> None:
     assert value(sink, f"{name}_bucket", source="a.mp4", le="0.05") == 2
 
 
+def test_drops_of_a_live_source_are_counted_by_its_own_causes(sink: MetricsSink) -> None:
+    run = summary(damaged=5, drops={"behind": 3, "timestamp": 1, "decode_error": 4})
+    sink.begin(run)
+    run.stats.dropped = 2
+    run.stats.shed_windows = 6
+    causes = {"behind": 3, "timestamp": 1 + 2, "decode_error": 4, "damaged": 0, "shed_windows": 6}
+    for cause, n in causes.items():
+        assert value(sink, "msct_drops_total", source="a.mp4", cause=cause) == n, cause
+
+
 def test_counters_of_a_run_are_read_while_it_runs(sink: MetricsSink) -> None:
     run = summary(damaged=2, media_s=10.0)
     sink.begin(run)

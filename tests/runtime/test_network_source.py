@@ -13,19 +13,13 @@ from typing import Any
 import av
 import pytest
 
+from benchmarks.rtsp import RtspServer, free_port, why_no_rtsp_server
 from runtime.errors import MediaError, UsageError
 from runtime.media import AudioChunk, Chunk, LiveSource, VideoChunk
 from runtime.media.feed import Feed
 from runtime.media.network import NetworkSource
 from tests.runtime.clips import write_clip
-from tests.runtime.live_server import (
-    Response,
-    RtspServer,
-    free_port,
-    http_server,
-    serve,
-    why_no_rtsp_server,
-)
+from tests.runtime.live_server import Response, http_server, serve
 
 
 def ts(folder: Path, name: str = "clip.ts", **options: Any) -> bytes:
@@ -358,6 +352,22 @@ def test_an_rtsp_server_that_is_killed_and_restarted(rtsp_clip: Path, record_pro
     assert len(notes) == 2
     (at0, t0), (at1, t1) = before[-1], after[0]
     assert t1 - t0 == pytest.approx(at1 - at0, abs=0.5)
+
+
+def test_a_camera_with_few_key_pictures_is_waited_for(tmp_path: Path) -> None:
+    """What was read to find out what it is holds the first key picture, and is not kept."""
+    if reason := why_no_rtsp_server():
+        pytest.skip(reason)
+    notes: list[str] = []
+    server = RtspServer(write_clip(tmp_path / "c.mp4", seconds=12, codec="libx264", gop=150))
+    server.start()
+    try:
+        with NetworkSource(server.url, stall_s=1.5, notice=notes.append) as source:
+            first = next(c for c in source if isinstance(c, VideoChunk))
+    finally:
+        server.kill()
+    assert first.t_s > 2  # later than a stall, and without a new connection
+    assert notes == []
 
 
 def wait_for_pictures(feed: Feed, n: int) -> list[tuple[float, float]]:

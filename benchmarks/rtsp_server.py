@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An RTSP server for the tests: GStreamer's, with Debian's Python (gir1.2-gst-rtsp-server-1.0).
+"""An RTSP server: GStreamer's, with Debian's Python (gir1.2-gst-rtsp-server-1.0).
 
     /usr/bin/python3 rtsp_server.py CLIP.mp4 PORT
 
