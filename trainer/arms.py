@@ -97,6 +97,7 @@ MINIATURE: dict[str, Any] = {
         "channels": 64,
         "inject_alignment": False,
         "inject_lags": 0,
+        "lag_evidence": 0,
         "backbone": {
             "stem_channels": 12,
             "widths": (4, 8, 12, 16),

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From validation scores to the calibration that ships: temperature and bias, and nothing else.
+"""From validation scores to what ships: how the evidence is weighed, temperature and bias.
 
-Sources: Platt scaling (Platt, 1999), here on the difference of two logits, classes weighted
-equally, so that a probability means what it says where real and fake are equally likely.  Split
-conformal prediction (Vovk et al., 2005; Angelopoulos & Bates, 2021) for the second threshold.
+The last layer's weights of the network's own opinion and of the lag evidence are fitted on people
+that the network has not seen: in training it believes an opinion that knows those people.
+
+Sources: last-layer retraining on held-out, balanced data (Kirichenko et al., 2023).  Platt scaling
+(Platt, 1999), here on the difference of two logits, classes weighted equally, so that a probability
+means what it says where real and fake are equally likely.  Split conformal prediction (Vovk et al.,
+2005; Angelopoulos & Bates, 2021) for the second threshold.
 """
 
 from __future__ import annotations
@@ -49,6 +53,42 @@ def fit_platt(difference: Array, fake: Array, identity: Array) -> Platt:
     if slope <= 1e-6:
         return Platt(1.0, 0.0)
     return Platt(1 / slope, float(model.intercept_[0]))
+
+
+class Evidence(NamedTuple):
+    """logit of fake = network * difference + lags @ peaks + bias."""
+
+    network: float  # >= 0
+    lags: tuple[float, float]  # of the peak within transport, and of the one beyond it
+    bias: float
+
+
+def fit_evidence(difference: Array, peaks: Array, fake: Array, identity: Array) -> Evidence | None:
+    """Logistic regression on three numbers, classes and people weighted equally.
+
+    difference [n] of logits without the lag evidence, peaks [n, 2], fake [n], identity [n].
+
+    The network's opinion never counts against itself: where the fit would have it so, it is left
+    out.  None where there is one class alone, or a peak within transport would speak for a forgery.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    if len(set(np.asarray(fake).tolist())) < 2:
+        return None
+    x = np.column_stack((difference, peaks)).astype(np.float64)
+    scale = np.std(x, axis=0) / 4  # as in fit_platt
+    scale[scale == 0] = 1.0
+    weights = len(x) * balanced_weights(fake, identity)
+
+    def fit(columns: slice) -> tuple[list[float], float]:
+        model = LogisticRegression(C=1.0, max_iter=1000)
+        model.fit(x[:, columns] / scale[columns], fake, sample_weight=weights)
+        return (model.coef_[0] / scale[columns]).tolist(), float(model.intercept_[0])
+
+    (network, inside, beyond), bias = fit(slice(None))
+    if network < 0:
+        network, ((inside, beyond), bias) = 0.0, fit(slice(1, None))
+    return None if inside >= 0 else Evidence(network, (inside, beyond), bias)
 
 
 def balanced_weights(fake: Array, identity: Array) -> Float64:

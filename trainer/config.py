@@ -99,6 +99,7 @@ class ModelConfig:
     align_layers: int = 2
     inject_alignment: bool = False  # ours, not the paper's: see trainer.model.msct.Fusion
     inject_lags: int = 0  # tokens each way of the injected lag curve; 0: align tokens alone
+    lag_evidence: int = 0  # tokens each way where the lag curve's peak speaks for a pair; 0: off
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -117,6 +118,8 @@ class ModelConfig:
             raise ConfigError("align_kernel must be odd and align_layers at least 1")
         if self.inject_lags and not self.inject_alignment:
             raise ConfigError("inject_lags needs inject_alignment")
+        if self.lag_evidence and not 0 < self.lag_evidence < self.inject_lags:
+            raise ConfigError("lag_evidence needs an inject_lags that reaches further")
         if self.match_capacity and self.cross_attention != "ca":
             raise ConfigError("match_capacity is a control for cross_attention='ca'")
         if self.lambda_kind == "learned" and (
@@ -206,6 +209,7 @@ PRESETS: dict[str, ModelConfig] = {
         backbone=_TINY_BACKBONE,
         inject_alignment=True,
         inject_lags=15,
+        lag_evidence=5,  # runtime.spec.StreamSpec.max_transport_tokens
     ),
 }
 

@@ -369,7 +369,6 @@ class Trainer:
             model.to(self.device)
         result: dict[str, Any] = {
             "step": step,
-            "weights_sha256": weights_digest(model),
             "clips": {s: len(self.data.select(s)) for s in ("train", "val", "test")},
             "clips_left_out": self.data.left_out,
             "training_clips_too_short": sum(
@@ -381,6 +380,7 @@ class Trainer:
         }
         calibration, report = self.validation.finish(model)
         result |= report
+        result["weights_sha256"] = weights_digest(model)  # of what ships: finish() may fit a layer
         spec = PairSpec(
             model=model.cfg.model_spec(),
             face=FaceSpec(crop_px=model.cfg.crop_px),

@@ -40,6 +40,7 @@ class WindowScores:
     lag_error_tokens: Array  # [n] measured offset minus the clip's own transport, where known
     lag_confidence: Array  # [n]
     clarity: Array  # [n]
+    lag_peaks: Array  # [n, 2] of trainer.model.msct.lag_peaks; [n, 0] for a model without
     fake: Array  # [n] 0 or 1
     fake_video: Array
     synthetic_voice: Array
@@ -67,7 +68,7 @@ def score_windows(
         visual = model.frame_encoder(torch.from_numpy(clip.crops).to(device))  # [T, C]
         audio = torch.from_numpy(clip.tokens).to(device)
         pick = np.add.outer(np.array(starts), np.arange(stream.window_tokens))  # [B, T]
-        out = model.fusion(visual[pick], audio[pick])
+        out = model.fusion.for_training(visual[pick], audio[pick])
         v, a = out.align_v.cpu().numpy(), out.align_a.cpu().numpy()
         for i in range(len(starts)):
             peak = lag_peak(lag_curve(v[i], a[i], stream.max_lag_tokens))
@@ -80,6 +81,7 @@ def score_windows(
                     peak.lag_tokens - clip.transport_tokens,
                     peak.confidence,
                     clarity(v[i], a[i]),
+                    out.lag_peaks[i].cpu().numpy(),
                     int(clip.fake_video or clip.fake_audio),
                     int(clip.fake_video),
                     int(clip.synthetic_voice),

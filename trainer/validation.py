@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from runtime.errors import UsageError
-from runtime.spec import Calibration, StreamSpec
+from runtime.spec import FAKE, Calibration, StreamSpec
 from trainer import metrics
-from trainer.calibrate import Platt, conformal_threshold, fit_platt
+from trainer.calibrate import Evidence, Platt, conformal_threshold, fit_evidence, fit_platt
 from trainer.data.prepared import PreparedClip, PreparedSet
-from trainer.model.msct import MSCT
+from trainer.model.msct import LAG_SCALE, MSCT
 from trainer.recipes import FitConfig
 from trainer.scoring import WindowScores, score_windows, summarise
 
@@ -89,11 +90,19 @@ class Validation:
         return {k: None if v != v else v for k, v in result.items()}  # NaN: one class only
 
     def finish(self, model: MSCT) -> tuple[Calibration, dict[str, Any]]:
-        """The calibration that ships, and what metrics.json says of validation and test."""
+        """The calibration that ships, and what metrics.json says of validation and test.
+
+        Where the model takes lag evidence, its last layer is fitted to validation: see
+        :func:`trainer.calibrate.fit_evidence`.
+        """
         calibration = Calibration()
         result: dict[str, Any] = {}
         if self.clips:
             scores = score_windows(model, self.clips, self.stream)
+            if model.fusion.head_lags is not None:
+                evidence = weigh_evidence(model, scores)
+                result["evidence"] = None if evidence is None else evidence._asdict()
+                scores = score_windows(model, self.clips, self.stream)
             calibration, result["conformal_threshold"] = self._calibrate(scores)
             result["validation"] = self._summary(scores, self.clips, calibration)
         else:
@@ -151,6 +160,29 @@ class Validation:
         """What the audio head was trained to tell, a label a window."""
         labels = np.array([int(getattr(c, self.config.audio_label)) for c in clips])
         return labels[scores.clip]
+
+
+@torch.no_grad()
+def weigh_evidence(model: MSCT, scores: WindowScores) -> Evidence | None:
+    """Writes what :func:`trainer.calibrate.fit_evidence` finds into the model's last layer.
+
+    ``scores`` are the model's own; it is left as it is where there is nothing to find.
+    """
+    head, both = model.fusion.head_lags, model.fusion.head_both
+    assert head is not None
+    peaks = LAG_SCALE * scores.lag_peaks.astype(np.float64)  # [n, 2]
+    weight, bias = head.weight.double().cpu().numpy(), head.bias.double().cpu().numpy()
+    known = peaks @ (weight[FAKE] - weight[1 - FAKE]) + bias[FAKE] - bias[1 - FAKE]
+    found = fit_evidence(scores.difference_av - known, peaks, scores.fake, scores.identity)
+    if found is None:
+        return None
+    both.weight.mul_(found.network)
+    both.bias.mul_(found.network)
+    sign = torch.zeros(2, 1)
+    sign[FAKE], sign[1 - FAKE] = 0.5, -0.5
+    head.weight.copy_(sign * torch.tensor(found.lags))
+    head.bias.copy_(sign[:, 0] * found.bias)
+    return found
 
 
 def _auc_of(scores: WindowScores, clips: list[PreparedClip]) -> float | None:

@@ -42,7 +42,14 @@ CLIPS = Path(os.environ.get("MSCT_GRID", ROOT.parent / "shared" / "data" / "grid
 @pytest.fixture(scope="module")
 def config() -> ModelConfig:
     backbone = {"stem_channels": 8, "widths": [4, 4, 4, 4], "outputs": [8, 8, 16, 16]}
-    sizes = {"crop_px": 32, "channels": 32, "blocks": BLOCKS, "align_dim": 8, "inject_lags": 3}
+    sizes = {
+        "crop_px": 32,
+        "channels": 32,
+        "blocks": BLOCKS,
+        "align_dim": 8,
+        "inject_lags": 3,
+        "lag_evidence": 1,
+    }
     return preset("msct-tiny", backbone={**backbone, "cbam_reduction": 4}, **sizes)
 
 

@@ -38,7 +38,7 @@ FIT = {
 SMALL = {
     k: v
     for k, v in MODEL.to_dict().items()
-    if k not in ("name", "inject_alignment", "inject_lags")
+    if k not in ("name", "inject_alignment", "inject_lags", "lag_evidence")
     and v != PRESETS["msct-tiny"].to_dict()[k]
 }
 

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("sklearn", reason="needs the train extra: pip install '.[train]'")
 
-from trainer.calibrate import balanced_weights, conformal_threshold, fit_platt
+from trainer.calibrate import balanced_weights, conformal_threshold, fit_evidence, fit_platt
 
 
 def test_platt_recovers_the_temperature_and_bias_that_made_the_labels():
@@ -34,6 +34,35 @@ def test_what_cannot_be_calibrated_stays_as_it_is(labels: list[int]):
         1.0,
         0.0,
     )
+
+
+def evidence(network: float, inside: float, beyond: float, n: int = 40_000):
+    """n windows whose labels were drawn with these weights, of one person."""
+    rng = np.random.default_rng(2)
+    difference, peaks = rng.normal(0, 3, n), rng.normal(5, 2, (n, 2))
+    logit = network * difference + inside * peaks[:, 0] + beyond * peaks[:, 1] + 2.0
+    fake = (rng.random(n) < 1 / (1 + np.exp(-logit))).astype(int)
+    return fit_evidence(difference, peaks, fake, np.zeros(n))
+
+
+def test_evidence_recovers_the_weights_that_made_the_labels():
+    found = evidence(0.5, -0.8, 0.3)
+    assert found is not None
+    assert found.network == pytest.approx(0.5, rel=0.1)
+    assert found.lags == pytest.approx((-0.8, 0.3), rel=0.1)
+
+
+def test_an_opinion_that_misleads_is_left_out_and_never_turned_round():
+    found = evidence(-0.5, -0.8, 0.3)
+    assert found is not None
+    assert found.network == 0
+    assert found.lags[0] < -0.3
+    assert found.lags[1] > 0.1
+
+
+def test_no_evidence_where_lips_in_time_would_speak_for_a_forgery():
+    assert evidence(0.5, 0.8, 0.3) is None
+    assert fit_evidence(np.zeros(4), np.zeros((4, 2)), np.zeros(4), np.zeros(4)) is None
 
 
 def test_a_person_with_many_windows_weighs_no_more_than_one_with_few():

@@ -374,7 +374,7 @@ class TestRecipes:
         config = FitConfig(
             recipe="paper", preset="msct-tiny", epochs=3, batch=8, window_tokens=30, threads=1
         )
-        model = dataclasses.replace(MODEL, inject_alignment=False, inject_lags=0)
+        model = dataclasses.replace(MODEL, inject_alignment=False, inject_lags=0, lag_evidence=0)
         trainer = Trainer(config, model, PreparedSet(noise), tmp_path)
         assert type(trainer.optimizer) is torch.optim.Adam
         settings = trainer.optimizer.param_groups[0]

@@ -28,7 +28,15 @@ def doubles(values):
 def output(similarity=(0.8, -0.5, 0.3), logits=((2.0, 0.0), (0.0, 1.0), (0.5, 0.5))):
     logits, nothing = doubles(logits), torch.zeros(0)
     return TrainingOutput(
-        logits, 2 * logits, -logits, nothing, nothing, nothing, nothing, doubles(similarity)
+        logits,
+        2 * logits,
+        -logits,
+        nothing,
+        nothing,
+        nothing,
+        nothing,
+        doubles(similarity),
+        nothing,
     )
 
 

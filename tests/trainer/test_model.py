@@ -5,16 +5,19 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from runtime.alignment import lag_curve  # noqa: E402
 from trainer.config import ABLATION_ARMS, PRESETS, preset  # noqa: E402
 from trainer.model.msct import (  # noqa: E402
     MSCT,
     Fusion,
     FusionOutput,
     lag_band,
+    lag_peaks,
     sinusoids,
 )
 
@@ -82,6 +85,7 @@ def test_outputs_have_the_designed_shapes(tiny):
         "align_a": (B, T, e),
         "embedding": (B, 2 * c),
         "similarity": (B,),
+        "lag_peaks": (B, 2),
     }
     for name in ("align_v", "align_a"):
         torch.testing.assert_close(getattr(output, name).norm(dim=-1), torch.ones(B, T))
@@ -106,8 +110,9 @@ OPTIONS = {
     "wavelet on RGB": {"backbone": {"wtconv": "rgb"}},
     "no wavelet, no CBAM": {"backbone": {"wtconv": "off", "cbam": False}},
     "mean pooling": {"backbone": {"pooling": "mean"}},
-    "tokens injected, no lags": {"inject_lags": 0},
-    "nothing injected": {"inject_alignment": False, "inject_lags": 0},
+    "no lag evidence": {"lag_evidence": 0},
+    "tokens injected, no lags": {"inject_lags": 0, "lag_evidence": 0},
+    "nothing injected": {"inject_alignment": False, "inject_lags": 0, "lag_evidence": 0},
 }
 
 
@@ -150,7 +155,7 @@ class TestNothingLeaks:
         features = torch.cat([tiny.frame_encoder(f[None]) for f in frames[0]])
         cached = tiny.fusion(features[None], audio)
         whole = tiny(frames, audio)
-        for got, want in zip(cached, whole[:-1], strict=True):
+        for got, want in zip(cached, whole[: len(cached)], strict=True):
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
     def test_alignment_is_each_modalitys_own(self, tiny):
@@ -215,6 +220,37 @@ def test_lag_band_reads_the_diagonals(length, lags):
             inside = 0 <= t + lag < length
             want = similarity[:, t, t + lag] if inside else torch.zeros(2)
             assert torch.equal(band[:, t, lags + lag], want)
+
+
+def test_lag_peaks_are_those_of_the_runtimes_lag_curve(tiny):
+    """As measured on the device, for windows of any length that has all lags."""
+    generator = torch.manual_seed(3)
+    v, a = (torch.randn(2, 40, 8, generator=generator) for _ in range(2))
+    v, a = v / v.norm(dim=-1, keepdim=True), a / a.norm(dim=-1, keepdim=True)
+    a[1, 9:] = v[1, :-9]  # the sound of the second pair comes 9 tokens late
+    got = lag_peaks(lag_band(v @ a.transpose(1, 2), 15), 5)
+    for i in range(2):
+        curve = lag_curve(v[i].numpy(), a[i].numpy(), 15)
+        beyond = np.concatenate((curve[:10], curve[21:]))
+        want = np.array([curve[10:21].max(), beyond.max()]) - curve.mean()
+        np.testing.assert_allclose(got[i].numpy(), want, atol=1e-6)
+    assert got[1, 1] > 0.7 > got[1, 0]
+
+
+def test_the_decision_does_not_bend_the_alignment(tiny):
+    """What the lag evidence says of a pair sends no gradient back to the tokens it is read from."""
+    fusion = copy.deepcopy(tiny.fusion)
+    for head in (fusion.inject_band, fusion.inject):
+        torch.nn.init.zeros_(head.weight)
+    visual, audio = torch.randn(2, 50, 128), torch.randn(2, 50, 104)
+    before = fusion(visual, audio).logits_av
+    torch.nn.init.constant_(fusion.head_lags.weight[1], -0.5)
+    out = fusion(visual, audio)
+    assert not torch.allclose(out.logits_av, before)
+    out.logits_av.sum().backward()
+    assert fusion.head_lags.weight.grad.any()
+    gradients = [p.grad for p in fusion.align_audio.parameters()]
+    assert all(g is None or not g.any() for g in gradients)
 
 
 def test_an_untrained_model_is_undecided():

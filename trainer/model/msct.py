@@ -24,6 +24,7 @@ from trainer.config import ModelConfig
 from trainer.model.attention import Block
 from trainer.model.res2net import Res2Net
 
+LAG_SCALE = 32.0  # peaks are some tenths: weights of ordinary size then make ordinary logits
 NORM_EPS = 1e-6  # below it a vector's length counts as zero, in every cosine here
 
 
@@ -50,6 +51,7 @@ class TrainingOutput(NamedTuple):
     align_a: Tensor  # [B, T, E]
     embedding: Tensor  # [B, 2C]
     similarity: Tensor  # [B] d of Eq. 3: cosine of the time-means of z_v,1..T and z_a,1..T
+    lag_peaks: Tensor  # [B, 2] of lag_peaks(); [B, 0] where the model takes no lag evidence
 
 
 def unit(x: Tensor) -> Tensor:
@@ -78,6 +80,22 @@ def lag_band(similarity: Tensor, lags: int) -> Tensor:
     # Rows one element longer than before: each starts one column further right.
     skewed = F.pad(padded, (0, t)).reshape(b, t, width + 1)
     return skewed[..., : 2 * lags + 1]
+
+
+def lag_peaks(band: Tensor, within: int) -> Tensor:
+    """The lag curve's highest points up to ``within`` tokens from 0, and beyond, over its mean.
+
+    band (B, T, 2L + 1) of :func:`lag_band`, L > within -> (B, 2), in cosine.  A point of the curve
+    is the mean over the tokens that have a partner at that lag.
+    """
+    t, lags = band.shape[1], band.shape[2] // 2
+    distance = torch.arange(-lags, lags + 1, device=band.device).abs()  # [2L + 1]
+    partners = (t - distance).clamp(min=1).to(band.dtype)
+    curve = band.sum(1) / partners  # [B, 2L + 1]
+    first, last = lags - within, lags + within + 1
+    inside = curve[:, first:last].amax(1)
+    beyond = torch.cat((curve[:, :first], curve[:, last:]), dim=1).amax(1)
+    return torch.stack((inside, beyond), dim=1) - curve.mean(1, keepdim=True)
 
 
 class FrameEncoder(nn.Module):
@@ -133,6 +151,10 @@ class Fusion(nn.Module):
     finds the token that it belongs to; ``inject_lags`` = L adds the similarity of this video
     token to the audio tokens t-L..t+L (for the audio stream: of this audio token to the video
     tokens), so that a shift is visible to every token.
+
+    ``lag_evidence`` adds to the multimodal logits a linear function of :func:`lag_peaks`: two
+    numbers that mean the same for every face and voice, beside class tokens that learn whoever
+    trained them.  No gradient goes back through it: the contrast alone shapes the alignment.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
@@ -153,6 +175,8 @@ class Fusion(nn.Module):
         self.head_visual = nn.Linear(c, 2)
         self.head_audio = nn.Linear(c, 2)
         self.head_both = nn.Linear(2 * c, 2)
+        self.transport = cfg.lag_evidence
+        self.head_lags = nn.Linear(2, 2) if cfg.lag_evidence else None
         self._initialise(cfg.blocks)
 
     def _initialise(self, blocks: int) -> None:
@@ -169,7 +193,7 @@ class Fusion(nn.Module):
                     parameter.mul_((3 * blocks) ** -0.5)
 
     def forward(self, visual: Tensor, audio: Tensor) -> FusionOutput:
-        return FusionOutput(*self.for_training(visual, audio)[:-1])
+        return FusionOutput(*self.for_training(visual, audio)[: len(FusionOutput._fields)])
 
     def for_training(self, visual: Tensor, audio: Tensor) -> TrainingOutput:
         """As :meth:`forward`, with what the losses need besides."""
@@ -180,9 +204,13 @@ class Fusion(nn.Module):
         x_a = self.audio_project(audio) + positions
         if self.inject is not None:
             x_v, x_a = x_v + self.inject(align_v), x_a + self.inject(align_a)
+        peaks = visual.new_zeros(b, 0)
         if self.inject_band is not None:
             similarity = align_v @ align_a.transpose(1, 2)  # [B, T of video, T of audio]
-            x_v = x_v + self.inject_band(lag_band(similarity, self.lags))
+            band = lag_band(similarity, self.lags)  # [B, T, 2L + 1]
+            if self.transport:
+                peaks = lag_peaks(band.detach(), self.transport)  # [B, 2]
+            x_v = x_v + self.inject_band(band)
             x_a = x_a + self.inject_band(lag_band(similarity.transpose(1, 2), self.lags))
         z_v = self.dropout(torch.cat((self.class_visual.expand(b, -1, -1), x_v), dim=1))
         z_a = self.dropout(torch.cat((self.class_audio.expand(b, -1, -1), x_a), dim=1))
@@ -192,8 +220,11 @@ class Fusion(nn.Module):
 
         pooled_v, pooled_a = z_v[:, 1:].mean(1), z_a[:, 1:].mean(1)  # [B, C]
         embedding = torch.cat((z_v[:, 0], z_a[:, 0]), dim=-1)  # [B, 2C]
+        logits_av = self.head_both(embedding)
+        if self.head_lags is not None:
+            logits_av = logits_av + self.head_lags(LAG_SCALE * peaks)
         return TrainingOutput(
-            logits_av=self.head_both(embedding),
+            logits_av=logits_av,
             logits_a=self.head_audio(pooled_a),
             logits_v=self.head_visual(pooled_v),
             sync=(unit(z_v[:, 1:]) * unit(z_a[:, 1:])).sum(-1),
@@ -201,6 +232,7 @@ class Fusion(nn.Module):
             align_a=align_a,
             embedding=embedding,
             similarity=(unit(pooled_v) * unit(pooled_a)).sum(-1),
+            lag_peaks=peaks,
         )
 
 
