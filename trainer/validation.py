@@ -92,15 +92,15 @@ class Validation:
     def finish(self, model: MSCT) -> tuple[Calibration, dict[str, Any]]:
         """The calibration that ships, and what metrics.json says of validation and test.
 
-        Where the model takes lag evidence, its last layer is fitted to validation: see
-        :func:`trainer.calibrate.fit_evidence`.
+        Where the model takes lag evidence, its last layer is fitted to the validation people that
+        it has not seen: see :func:`trainer.calibrate.fit_evidence`.
         """
         calibration = Calibration()
         result: dict[str, Any] = {}
         if self.clips:
             scores = score_windows(model, self.clips, self.stream)
             if model.fusion.head_lags is not None:
-                evidence = weigh_evidence(model, scores)
+                evidence = weigh_evidence(model, self._unseen_if_any(scores))
                 result["evidence"] = None if evidence is None else evidence._asdict()
                 scores = score_windows(model, self.clips, self.stream)
             calibration, result["conformal_threshold"] = self._calibrate(scores)
@@ -116,7 +116,8 @@ class Validation:
 
     def _calibrate(self, scores: WindowScores) -> tuple[Calibration, dict[str, Any] | None]:
         """Probabilities from all of validation; what is promised of people the model has never
-        seen (threshold, domain) from those alone, where validation has any."""
+        seen (threshold, domain, and before it the weight of the evidence) from those alone, where
+        validation has any."""
         av, v, a = (
             fit_platt(difference, label, scores.identity)
             for difference, label in (
@@ -125,8 +126,7 @@ class Validation:
                 (scores.difference_a, self._audio_labels(scores, self.clips)),
             )
         )
-        unseen = np.isin(scores.identity, [c.identity for c in self.unseen])
-        chosen = scores.where(unseen) if unseen.any() else scores
+        chosen = self._unseen_if_any(scores)
         rate = self.config.false_alarm_rate
         probability = av(chosen.difference_av)
         threshold = metrics.threshold_at_false_alarms(chosen.fake, probability, rate)
@@ -145,6 +145,10 @@ class Validation:
             false_alarm_rate=rate,
             min_clarity=round(float(np.quantile(chosen.clarity, self.config.out_of_domain)), 4),
         ), conformal
+
+    def _unseen_if_any(self, scores: WindowScores) -> WindowScores:
+        unseen = np.isin(scores.identity, [c.identity for c in self.unseen])
+        return scores.where(unseen) if unseen.any() else scores
 
     def _summary(
         self, scores: WindowScores, clips: list[PreparedClip], calibration: Calibration

@@ -14,6 +14,7 @@ from runtime.alignment import lag_curve  # noqa: E402
 from trainer.config import ABLATION_ARMS, PRESETS, preset  # noqa: E402
 from trainer.model.msct import (  # noqa: E402
     MSCT,
+    SPREAD_FLOOR,
     Fusion,
     FusionOutput,
     lag_band,
@@ -228,13 +229,19 @@ def test_lag_peaks_are_those_of_the_runtimes_lag_curve(tiny):
     v, a = (torch.randn(2, 40, 8, generator=generator) for _ in range(2))
     v, a = v / v.norm(dim=-1, keepdim=True), a / a.norm(dim=-1, keepdim=True)
     a[1, 9:] = v[1, :-9]  # the sound of the second pair comes 9 tokens late
-    got = lag_peaks(lag_band(v @ a.transpose(1, 2), 15), 5)
+    got = lag_peaks(v @ a.transpose(1, 2), 15, 5)
     for i in range(2):
         curve = lag_curve(v[i].numpy(), a[i].numpy(), 15)
         beyond = np.concatenate((curve[:10], curve[21:]))
-        want = np.array([curve[10:21].max(), beyond.max()]) - curve.mean()
-        np.testing.assert_allclose(got[i].numpy(), want, atol=1e-6)
-    assert got[1, 1] > 0.7 > got[1, 0]
+        every = v[i].double().numpy() @ a[i].double().numpy().T
+        want = np.array([curve[10:21].max(), beyond.max()]) - every.mean()
+        want /= np.hypot(every.std(), SPREAD_FLOOR)
+        np.testing.assert_allclose(got[i].numpy(), want, rtol=1e-4, atol=1e-5)
+    assert got[1, 1] > 2 > got[1, 0]
+
+
+def test_a_window_whose_tokens_are_all_alike_has_no_peak():
+    assert torch.equal(lag_peaks(torch.full((1, 30, 30), 0.5), 15, 5), torch.zeros(1, 2))
 
 
 def test_the_decision_does_not_bend_the_alignment(tiny):

@@ -24,7 +24,8 @@ from trainer.config import ModelConfig
 from trainer.model.attention import Block
 from trainer.model.res2net import Res2Net
 
-LAG_SCALE = 32.0  # peaks are some tenths: weights of ordinary size then make ordinary logits
+LAG_SCALE = 8.0  # peaks are some units: weights of ordinary size then make ordinary logits
+SPREAD_FLOOR = 0.05  # of cosines, in quadrature: a window whose tokens are all alike says little
 NORM_EPS = 1e-6  # below it a vector's length counts as zero, in every cosine here
 
 
@@ -82,20 +83,25 @@ def lag_band(similarity: Tensor, lags: int) -> Tensor:
     return skewed[..., : 2 * lags + 1]
 
 
-def lag_peaks(band: Tensor, within: int) -> Tensor:
-    """The lag curve's highest points up to ``within`` tokens from 0, and beyond, over its mean.
+def lag_peaks(similarity: Tensor, lags: int, within: int) -> Tensor:
+    """The lag curve's highest points up to ``within`` tokens from 0, and from there to ``lags``.
 
-    band (B, T, 2L + 1) of :func:`lag_band`, L > within -> (B, 2), in cosine.  A point of the curve
-    is the mean over the tokens that have a partner at that lag.
+    similarity (B, T, T), video by audio -> (B, 2).  A point of the curve is the mean over the
+    tokens that have a partner at that lag; it counts in standard deviations of all similarities of
+    the window over their mean, since how far these spread differs from face to face (z-norm, as in
+    speaker verification: Auckenthaler et al., 2000).
     """
-    t, lags = band.shape[1], band.shape[2] // 2
+    band, t = lag_band(similarity, lags), similarity.shape[1]  # [B, T, 2L + 1]
     distance = torch.arange(-lags, lags + 1, device=band.device).abs()  # [2L + 1]
     partners = (t - distance).clamp(min=1).to(band.dtype)
     curve = band.sum(1) / partners  # [B, 2L + 1]
     first, last = lags - within, lags + within + 1
     inside = curve[:, first:last].amax(1)
     beyond = torch.cat((curve[:, :first], curve[:, last:]), dim=1).amax(1)
-    return torch.stack((inside, beyond), dim=1) - curve.mean(1, keepdim=True)
+    mean = similarity.mean((1, 2))[:, None]  # [B, 1]
+    variance = (similarity - mean[:, None]).square().mean((1, 2))[:, None]
+    spread = (variance + SPREAD_FLOOR**2).sqrt()
+    return (torch.stack((inside, beyond), dim=1) - mean) / spread
 
 
 class FrameEncoder(nn.Module):
@@ -207,10 +213,9 @@ class Fusion(nn.Module):
         peaks = visual.new_zeros(b, 0)
         if self.inject_band is not None:
             similarity = align_v @ align_a.transpose(1, 2)  # [B, T of video, T of audio]
-            band = lag_band(similarity, self.lags)  # [B, T, 2L + 1]
             if self.transport:
-                peaks = lag_peaks(band.detach(), self.transport)  # [B, 2]
-            x_v = x_v + self.inject_band(band)
+                peaks = lag_peaks(similarity.detach(), self.lags, self.transport)
+            x_v = x_v + self.inject_band(lag_band(similarity, self.lags))
             x_a = x_a + self.inject_band(lag_band(similarity.transpose(1, 2), self.lags))
         z_v = self.dropout(torch.cat((self.class_visual.expand(b, -1, -1), x_v), dim=1))
         z_a = self.dropout(torch.cat((self.class_audio.expand(b, -1, -1), x_a), dim=1))
