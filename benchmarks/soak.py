@@ -13,7 +13,7 @@ warm-up of a sixth of the run, at most ten minutes:
 
 - resident memory, and its slope by least squares;
 - latency from capture to verdict beyond the evidence wait, and the slope of that;
-- drops by cause, verdicts by label;
+- drops by cause; verdicts by label, of the whole run;
 - after a restart: how long after the server's return the first verdict came.
 
 Linux alone: memory is read from ``/proc``.
@@ -117,7 +117,7 @@ def summarise(
     drops: dict[str, int],
     warm_up_s: float,
 ) -> dict[str, Any]:
-    """The figures, JSON-ready; all but the drops are of the time after the warm-up."""
+    """The figures of the time after the warm-up, JSON-ready."""
     kept = [s for s in samples if s.t_s >= warm_up_s]
     times_h = np.array([s.t_s for s in kept]) / 3600
     memory = np.array([s.memory_mb for s in kept])
@@ -163,7 +163,7 @@ class Run:
             self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         self._start_s = time.monotonic()
         self.samples: list[Sample] = []
-        self.drops: dict[str, int] = {}
+        self.drops: dict[str, int] = {}  # so far
 
     @property
     def t_s(self) -> float:
@@ -228,10 +228,13 @@ def soak(
         bar = stack.enter_context(Progress(console=console, disable=not console.is_terminal))
         task = bar.add_task(f"streaming {minutes:g} min", total=minutes * 60)
         told_s = 0.0
+        at_first: dict[str, int] = {}  # dropped until the warm-up's end
         while run.t_s < minutes * 60:
             time.sleep(min(SAMPLE_S, max(0.0, minutes * 60 - run.t_s)))
             run.look()
             bar.update(task, completed=run.t_s)
+            if run.t_s <= warm_up_s:
+                at_first = run.drops
             if not console.is_terminal and run.t_s >= told_s + 60:
                 told_s = run.t_s
                 now = run.samples[-1]
@@ -242,7 +245,8 @@ def soak(
         code = run.stop()
         ends_s, latencies_ms, labels = read_verdicts(run.jsonl)
         said = run.said()
-    result = summarise(run.samples, ends_s, latencies_ms, run.drops, warm_up_s)
+    later = {k: n - at_first.get(k, 0) for k, n in run.drops.items() if n != at_first.get(k, 0)}
+    result = summarise(run.samples, ends_s, latencies_ms, later, warm_up_s)
     by_minute = [
         [float(np.percentile(part, q)) for q in (50, 99)] if len(part) else None
         for part in (
@@ -254,6 +258,7 @@ def soak(
         "minutes": minutes,
         "exit_code": code,
         **result,
+        "drops_in_warm_up": at_first,
         "restart": None if recovery_s is None else {"down_s": DOWN_S, "recovery_s": recovery_s},
         "verdicts": len(ends_s),
         "labels": labels,
@@ -279,7 +284,10 @@ def _restart(server: RtspServer, run: Run) -> float:
 def report(result: dict[str, Any]) -> str:
     """The table for people."""
     memory, latency = result["memory_mb"], result["latency_ms"]
-    drops = ", ".join(f"{cause} {n}" for cause, n in result["drops"].items()) or "none"
+    drops, early = (
+        ", ".join(f"{cause} {n}" for cause, n in result[key].items()) or "none"
+        for key in ("drops", "drops_in_warm_up")
+    )
     lines = [
         f"{result['minutes']:g} minutes of {result['settings']['source']}, "
         f"{result['machine']['cores']} cores ({result['machine']['processor']})",
@@ -289,7 +297,7 @@ def report(result: dict[str, Any]) -> str:
         f"capture to verdict  p50 {_number(latency['p50'])} ms, p99 {_number(latency['p99'])} ms "
         f"(to reach: <= {MAX_P99_MS:g}), max {_number(latency['max'])} ms, "
         f"slope {_number(latency['slope_per_min'], '+.3f')} ms/min",
-        f"drops             {drops} (to reach: none)",
+        f"drops             {drops} (to reach: none); in the warm-up {early}",
         f"threads, files    {result['threads']}, {result['open_files']} (warmed up, at the end)",
         f"verdicts          {result['verdicts']}: "
         + ", ".join(f"{k} {n}" for k, n in sorted(result["labels"].items())),
@@ -353,6 +361,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--model", default=DEFAULT_PRESET, help="a preset, or a pair's folder")
     options.add_argument("--size", type=parse_size, default=(640, 480), metavar="WxH")
     options.add_argument(
+        "--as-is", action="store_true", help="serve the clip unchanged: it is long enough"
+    )
+    options.add_argument(
         "--restart-at", type=_minutes, metavar="MINUTE",
         help="kill the server of a clip then, and start it again",
     )  # fmt: skip
@@ -378,11 +389,13 @@ def _run(options: argparse.Namespace) -> int:
         if not is_live(source):
             if reason := why_no_rtsp_server():
                 raise DependencyError(f"a clip needs an RTSP server: {reason}")
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="msct-soak-")))
-            clip = folder / "loop.mp4"
-            seconds = options.minutes * 60 + SPARE_S
-            print(f"making {seconds / 60:g} min of {width}x{height} ...", file=sys.stderr)
-            write_loop(Path(source), clip, seconds=seconds, width=width, height=height)
+            clip = Path(source)
+            if not options.as_is:
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="msct-soak-"))
+                clip = Path(folder) / "loop.mp4"
+                seconds = options.minutes * 60 + SPARE_S
+                print(f"making {seconds / 60:g} min of {width}x{height} ...", file=sys.stderr)
+                write_loop(Path(source), clip, seconds=seconds, width=width, height=height)
             server = RtspServer(clip)
             stack.callback(server.kill)
             server.start()
@@ -395,7 +408,7 @@ def _run(options: argparse.Namespace) -> int:
             **describe(),
             "settings": {
                 "source": f"{Path(options.source).name} over RTSP" if server else "a live source",
-                "size": f"{width}x{height}" if server else None,
+                "size": f"{width}x{height}" if server and not options.as_is else None,
                 "model": options.model,
                 "options": options.extra,
             },
