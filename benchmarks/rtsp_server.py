@@ -18,7 +18,9 @@ gi.require_version("Gst", "1.0")
 gi.require_version("GstRtspServer", "1.0")
 from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402
 
-VIDEO = "demux. ! queue ! h264parse config-interval=-1 ! video/x-h264,alignment=au ! rtph264pay name=pay0 pt=96"
+# alignment=au: else a picture of several slices is sent as several
+WHOLE = "h264parse config-interval=-1 ! video/x-h264,alignment=au"
+VIDEO = f"demux. ! queue ! {WHOLE} ! rtph264pay name=pay0 pt=96"
 AUDIO = "demux. ! queue ! aacparse ! rtpmp4gpay name=pay1 pt=97"
 
 

@@ -44,6 +44,21 @@ class Reason(str, Enum):
         return self.value
 
 
+MEANINGS = {  # in plain words, behind "the window abstains because"
+    Reason.TOO_SHORT: "the stream ended before one window was full",
+    Reason.NO_FACE: "no face was in view throughout",
+    Reason.FACE_TOO_SMALL: "the face is too small to read; come closer",
+    Reason.FACE_TURNED: "the head is turned away",
+    Reason.TOO_MANY_DROPS: "too many pictures are missing",
+    Reason.NO_AUDIO: "there is no sound, or not throughout",
+    Reason.NO_SPEECH: "hardly anything is audible",
+    Reason.AV_CLOCK_UNRELIABLE: "the timestamps of the sound jump",
+    Reason.OUT_OF_DOMAIN: "the model cannot read this face or this sound: too unlike its training",
+    Reason.NO_ACTIVE_SPEAKER: "another face matches the voice better, or none does",
+    Reason.UNCERTAIN: "the probability lies at the threshold",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """One window of one face.  Times are stream seconds; a score is None where it has no basis.

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import DependencyError, UsageError, UserError
+from runtime.errors import DependencyError, UserError
+from runtime.listen import parse_listen
 from runtime.sinks.background import Worker
 from runtime.sinks.timeline import shown_scores
 from runtime.verdict import Verdict
@@ -81,11 +82,11 @@ class MetricsSink:
         self._forget_faces(source, face)
 
     def serve(self, address: str) -> str:
-        """Listen on ``HOST:PORT``; returns the address of the page.
+        """Listen there (:func:`runtime.listen.parse_listen`); returns the address of the page.
 
         Raises :class:`UsageError` for what is no address and :class:`UserError` where it is taken.
         """
-        host, port = parse_address(address)
+        host, port = parse_listen(address, DEFAULT_ADDRESS, "--metrics")
         try:
             self._server, _ = self._client.start_http_server(port, host, registry=self.registry)
         except (OSError, OverflowError) as err:
@@ -183,14 +184,6 @@ class _Runs:
         for labels, n in counts.items():
             lost.add_metric(labels, n)
         yield from (lost, working)
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """``HOST:PORT``, ``[::1]:PORT`` or ``:PORT`` (this machine); raises :class:`UsageError`."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdecimal() or not 0 <= int(port) <= 65535:
-        raise UsageError(f"{text!r} is not HOST:PORT, such as {DEFAULT_ADDRESS}")
-    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def _set(gauge: Any, labels: tuple[str, ...], value: float | None) -> None:

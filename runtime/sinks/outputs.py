@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 from runtime.backends.base import Backend
 from runtime.errors import UsageError, UserError
 from runtime.interrupt import Interrupt
-from runtime.loopback import is_loopback
+from runtime.listen import is_loopback, parse_listen
 from runtime.media import Source
 from runtime.models import DEFAULT_PRESET, model_dir
 from runtime.sinks import Sink
 from runtime.sinks.background import DRAIN_S, Background, Worker, in_background, say
-from runtime.sinks.metrics import DEFAULT_ADDRESS, MetricsSink, parse_address
+from runtime.sinks.metrics import DEFAULT_ADDRESS, MetricsSink
 from runtime.sinks.output import is_folder, target_of
 from runtime.sinks.report import FACES, SHOW, ReportSink, Step
 from runtime.sinks.video import VideoSink
@@ -87,7 +87,7 @@ class Outputs:
             raise UsageError("--webhook-abstain needs --webhook URL")
         self._metrics = None
         if options.metrics is not None:
-            host, _ = parse_address(options.metrics)
+            host, _ = parse_listen(options.metrics, DEFAULT_ADDRESS, "--metrics")
             self._metrics = MetricsSink(lambda: self._workers)
             where = self._metrics.serve(options.metrics)
             print(f"metrics: {where}", file=sys.stderr)

@@ -27,7 +27,7 @@ from runtime.sinks.occlusion import SLICES, Float64, Importance, UInt8, band_edg
 from runtime.sinks.report import BLUR, NONE, PORTRAIT_PX, Moment
 from runtime.sinks.timeline import number, offset, shown_scores, speed_line
 from runtime.spec import AudioSpec, PairSpec, StreamSpec
-from runtime.verdict import Label, Reason
+from runtime.verdict import MEANINGS, Label, Reason
 
 if TYPE_CHECKING:
     from runtime.pipeline import Summary
@@ -39,20 +39,6 @@ VOICE_PX = (512, 156)  # width, height
 HASHED_BYTES = 1 << 20  # at a time
 MAX_SPANS = 12  # listed; the timeline shows all
 SYMBOLS = {Label.FAKE: "▲", Label.REAL: "●", Label.ABSTAIN: "○"}
-
-MEANINGS = {
-    Reason.TOO_SHORT: "the stream ended before one window was full",
-    Reason.NO_FACE: "no face was in view throughout",
-    Reason.FACE_TOO_SMALL: "the face is too small to judge",
-    Reason.FACE_TURNED: "the head is turned away",
-    Reason.TOO_MANY_DROPS: "pictures are missing",
-    Reason.NO_AUDIO: "there is no sound, or not throughout",
-    Reason.NO_SPEECH: "hardly anything is audible",
-    Reason.AV_CLOCK_UNRELIABLE: "the sound's timestamps jump",
-    Reason.OUT_OF_DOMAIN: "too unlike the training data for the model to read",
-    Reason.NO_ACTIVE_SPEAKER: "of several faces, this one does not match the voice best",
-    Reason.UNCERTAIN: "the probability lies at the threshold",
-}
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#57606a;--line:#d8dee4;--page:#fff;

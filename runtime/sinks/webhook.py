@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from runtime.errors import UsageError, UserError
-from runtime.loopback import is_loopback
+from runtime.listen import is_loopback
 from runtime.sinks.background import Worker
 from runtime.verdict import Label, Verdict
 

@@ -11,7 +11,7 @@ import socket
 from dataclasses import dataclass
 
 from runtime.errors import UsageError
-from runtime.loopback import is_loopback
+from runtime.listen import is_loopback, parse_listen
 
 DEFAULT = "127.0.0.1:8080"
 TOKEN_VARIABLE = "MSCT_WEB_TOKEN"
@@ -59,17 +59,8 @@ class Address:
 
 
 def parse_address(text: str) -> Address:
-    """``HOST:PORT``, ``:PORT``, ``PORT``, ``HOST``, ``[IPv6]:PORT``; raises UsageError."""
-    default_host, default_port = DEFAULT.split(":")
-    found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s:\[\]/]*))(?::(\d{1,5}))?", text)
-    if found is None:
-        raise UsageError(f"--web {text}: HOST:PORT is expected, as in {DEFAULT} or [::1]:8080")
-    host, port = found[1] or found[2], found[3]
-    if port is None and host.isdecimal():
-        host, port = "", host
-    if int(port or 0) > 65535:
-        raise UsageError(f"--web {text}: a port is a number up to 65535")
-    return Address(host or default_host, int(port or default_port))
+    """As :func:`runtime.listen.parse_listen`."""
+    return Address(*parse_listen(text, DEFAULT, "--web"))
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ import contextlib
 from importlib import resources
 from typing import Any
 
+from runtime.verdict import MEANINGS
 from runtime.web.access import App, Guard
 from runtime.web.address import Address
 from runtime.web.browser import Desk
 from runtime.web.rtc import Peer
-from runtime.web.sink import DROPS, REASONS, WebSink
+from runtime.web.sink import DROPS, WebSink
 from runtime.web.viewer import Jpegs, Viewer
 
 FILES = {  # path -> file of static/, media type
@@ -48,7 +49,7 @@ def build_app(
     app = FastAPI(title="MSCT", docs_url=None, redoc_url=None, openapi_url=None)
     jpegs = Jpegs(faces)
     hello: dict[str, Any] = {
-        "reasons": {reason.value: words for reason, words in REASONS.items()},
+        "reasons": {reason.value: words for reason, words in MEANINGS.items()},
         "drops": DROPS,
         "faces": faces,
         "loopback": address.loopback,

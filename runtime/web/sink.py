@@ -23,7 +23,7 @@ from runtime.media import AudioChunk
 from runtime.session import Stats
 from runtime.sinks import Picture
 from runtime.sinks.timeline import shown_scores
-from runtime.verdict import Label, Reason, Verdict
+from runtime.verdict import Label, Verdict
 
 if TYPE_CHECKING:
     from runtime.media import Source
@@ -35,19 +35,6 @@ KEPT_LATENCIES = 3000  # the last ones, for p50 and p99
 RECENT_PICTURES = 50  # from whose arrival the rate is counted
 SILENCE_DBFS = -90.0
 
-REASONS = {
-    Reason.TOO_SHORT: "the stream ended before one window was full",
-    Reason.NO_FACE: "no face was in view throughout",
-    Reason.FACE_TOO_SMALL: "the face is too small to read; come closer",
-    Reason.TOO_MANY_DROPS: "too many pictures are missing",
-    Reason.NO_AUDIO: "there is no sound, or not throughout",
-    Reason.NO_SPEECH: "hardly anything is audible",
-    Reason.FACE_TURNED: "the head is turned away",
-    Reason.AV_CLOCK_UNRELIABLE: "the timestamps of the sound jump",
-    Reason.OUT_OF_DOMAIN: "the model cannot read this face or this sound: too unlike its training",
-    Reason.NO_ACTIVE_SPEAKER: "another face matches the voice better",
-    Reason.UNCERTAIN: "the probability lies at the threshold",
-}
 DROPS = {
     "damaged": "damaged packets or timestamps",
     "dropped": "pictures dropped for their timestamps",

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from runtime.errors import UsageError, UserError
-from runtime.loopback import is_loopback
+from runtime.errors import UserError
 from runtime.sinks.background import Worker
-from runtime.sinks.metrics import MAX_FACES, MetricsSink, parse_address
+from runtime.sinks.metrics import MAX_FACES, MetricsSink
 from runtime.verdict import Label, Reason
 from tests.runtime.test_timeline_sink import at, summary
 from tests.runtime.test_verdict import verdict
@@ -127,16 +126,3 @@ def test_it_is_served_to_this_machine(sink: MetricsSink) -> None:
     assert "python_info" not in text  # a registry of its own
     with pytest.raises(UserError, match="cannot listen there"):
         MetricsSink().serve(page.removeprefix("http://").removesuffix("/metrics"))
-
-
-@pytest.mark.parametrize("text", ["9108", "host", "127.0.0.1:", "127.0.0.1:x", "a:70000", ""])
-def test_what_is_no_address_is_a_usage_error(text: str) -> None:
-    with pytest.raises(UsageError, match="is not HOST:PORT"):
-        parse_address(text)
-
-
-def test_addresses_and_which_of_them_are_this_machine() -> None:
-    assert parse_address(":9108") == ("127.0.0.1", 9108)
-    assert parse_address("[::1]:1") == ("::1", 1)
-    assert all(map(is_loopback, ("127.0.0.1", "127.1.2.3", "::1", "localhost")))
-    assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.0.7", "example.org")))

@@ -256,7 +256,7 @@ def test_a_webhook_that_was_not_delivered_is_told_and_the_code_is_1(
 def test_options_that_need_each_other(clip: Path) -> None:
     assert run("--source", clip, "--webhook-abstain") == 2
     assert run("--source", clip, "--webhook", "gopher://x") == 2
-    assert run("--source", clip, "--metrics", "nonsense") == 2
+    assert run("--source", clip, "--metrics", "non:sense") == 2
 
 
 def test_a_pending_file_has_the_usual_permissions_and_follows_links(tmp_path: Path) -> None:

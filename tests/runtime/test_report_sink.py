@@ -273,7 +273,7 @@ def test_without_a_verdict_it_says_so_and_draws_no_conclusion() -> None:
     shown = page(history=history, stats=stats)
     assert "Nothing could be judged" in shown.text
     assert "neither good nor bad news" in shown.text
-    assert "out of domain 10 too unlike the training data" in shown.text
+    assert "out of domain 10 the model cannot read" in shown.text
     assert "nothing to look at, and nothing to conclude" in shown.text
 
 

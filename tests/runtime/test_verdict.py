@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from runtime.verdict import Label, Reason, Verdict
+from runtime.verdict import MEANINGS, Label, Reason, Verdict
 
 FIELDS = [
     "schema_version", "source", "model_id", "t_start_s", "t_end_s", "face_id", "p_fake",
@@ -27,6 +27,11 @@ def verdict(**changes: Any) -> Verdict:
 
 def test_fields_come_in_the_order_of_the_schema() -> None:
     assert list(json.loads(verdict().to_json())) == FIELDS
+
+
+def test_every_reason_has_plain_words() -> None:
+    assert set(MEANINGS) == set(Reason)
+    assert all(words and "_" not in words for words in MEANINGS.values())
 
 
 def test_one_line_with_six_digits_and_no_negative_zero() -> None:

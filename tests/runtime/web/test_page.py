@@ -28,8 +28,8 @@ pytest.importorskip("playwright", reason="playwright is not installed (extra dev
 
 from playwright.sync_api import Page, TimeoutError, sync_playwright
 
-from runtime.verdict import Label, Reason
-from runtime.web.sink import REASONS, WebSink
+from runtime.verdict import MEANINGS, Label, Reason
+from runtime.web.sink import WebSink
 from tests.runtime.web.fake_camera import FLAGS, fake_camera
 from tests.runtime.web.serving import TOKEN, abstention, picture, served, verdict
 
@@ -124,7 +124,7 @@ def test_what_the_page_says_of_what_it_is_told(chromium: Chromium) -> None:
         assert meter.get_attribute("aria-valuenow") == "0.90"
         small = article.locator(".face", has_text="Face 1")
         assert "No verdict" in small.inner_text()
-        assert REASONS[Reason.FACE_TOO_SMALL] in small.inner_text()
+        assert MEANINGS[Reason.FACE_TOO_SMALL] in small.inner_text()
         assert "face_too_small" in small.inner_text()
         assert "0.9" not in small.inner_text(), "what the model cannot read has no score"
         assert page.get_by_text("Not a forensic tool.").is_visible()

@@ -14,7 +14,7 @@ from runtime.pipeline import run
 from runtime.sinks import MediaSink, StartSink
 from runtime.verdict import Label, Reason
 from runtime.web import sink as module
-from runtime.web.sink import DROPS, REASONS, WebSink
+from runtime.web.sink import DROPS, WebSink
 from tests.runtime.clips import write_clip
 from tests.runtime.doubles import MockBackend, MockTracker
 from tests.runtime.web.serving import abstention, picture, verdict
@@ -27,11 +27,6 @@ def of(sink: WebSink, source: str = "a.mp4") -> dict:
 def test_it_is_a_sink_of_everything() -> None:
     assert isinstance(WebSink(), MediaSink)
     assert isinstance(WebSink(), StartSink)
-
-
-def test_every_reason_has_plain_words() -> None:
-    assert set(REASONS) == set(Reason)
-    assert all(words and "_" not in words for words in REASONS.values())
 
 
 def test_verdicts_are_counted_and_kept_by_source() -> None:
