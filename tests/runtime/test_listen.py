@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where to listen: --web and --metrics take the same, and know which of it is this machine alone."""
+"""Where to listen: --web and --metrics take the same, and know what is this machine alone."""
 
 from __future__ import annotations
 
