@@ -71,7 +71,9 @@ SHOWN = 10  # clips named in the summary, of each kind
 QUEUED = (2, 1)
 CONNECT_TIMEOUT_S = 10.0
 OBJECT_STORE_BYTES = 100 << 20  # what travels are names and rows; Ray's least is 75 MiB
-# Read by Ray when it is imported.  The node's address is the loopback one only where Ray takes the
+# Read by Ray when it is imported.
+_QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal"}  # what matters also arrives as an exception
+# The node's address is the loopback one only where Ray takes the
 # machine for one that cannot be part of a cluster; on Linux that takes the third variable.
 _PRIVATE = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -79,8 +81,12 @@ _PRIVATE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # leave the GPUs visible for --provider cuda
     "RAY_worker_niceness": "0",  # 15 by default; that of the command is the user's to say
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # what matters also arrives as an exception
+    **_QUIET,
 }
+_CLUSTER_REMEDY = (
+    "check the address, and that the cluster runs the same Ray; if it asks for a token, set "
+    "RAY_AUTH_MODE=token and have the token in ~/.ray/auth_token"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -217,9 +223,8 @@ def _engine(options: argparse.Namespace) -> Iterator[tuple[Any, int]]:
     Raises :class:`DependencyError` without Ray, :class:`UserError` where the cluster does not
     answer.
     """
-    if options.ray is None:
-        for name, value in _PRIVATE.items():
-            os.environ.setdefault(name, value)
+    for name, value in (_PRIVATE if options.ray is None else _QUIET).items():
+        os.environ.setdefault(name, value)
     try:
         import ray
         import ray.data
@@ -254,7 +259,7 @@ def _engine(options: argparse.Namespace) -> Iterator[tuple[Any, int]]:
             where = f"the Ray cluster {options.ray}" if options.ray else "Ray on this machine"
             raise UserError(
                 f"{where} does not start or answer ({_last_line(err)}); "
-                + ("check the address" if options.ray else "try again, or with fewer --workers")
+                + (_CLUSTER_REMEDY if options.ray else "try again, or with fewer --workers")
             ) from None
         if options.ray is not None and options.workers is None:
             workers = max(1, int(_cluster(ray).get("CPU", 1)))

@@ -12,6 +12,7 @@ import csv
 import importlib.util
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -515,6 +516,41 @@ class TestWithRay:
         assert "taken from" in out
         assert rows(killed) == rows(whole)
         assert len(rows(whole)) == 11
+
+    def test_on_a_cluster_that_runs_already(
+        self, plain_clips: Path, real_pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One node, started by somebody else, that asks for a token; it goes on afterwards."""
+        monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+        monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
+        program = (
+            "import sys, ray\n"
+            "ray.init(address='local', num_cpus=2, include_dashboard=False,\n"
+            "         object_store_memory=100 << 20, log_to_driver=False)\n"
+            "print(ray.get_runtime_context().gcs_address, flush=True)\n"
+            "sys.stdin.read()\n"
+            "print(ray.is_initialized() and ray.cluster_resources()['CPU'])\n"
+        )
+        cluster = subprocess.Popen(
+            [sys.executable, "-c", program], cwd=REPOSITORY, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            assert cluster.stdout is not None
+            address = cluster.stdout.readline().strip()
+            output = tmp_path / "out.parquet"
+            code, out, err = finish(command(plain_clips, output, "--ray", address))
+            assert code == 1, err  # the broken one
+            assert "11 clips scored by 2 workers" in out
+            table = {row["path"]: row for row in rows(output)}
+            assert [p for p, row in table.items() if row["error"]] == ["broken.mp4"]
+            assert sum(row["windows"] for row in table.values()) > 10
+            alive, _ = cluster.communicate("", timeout=60)
+            assert alive.strip() == "2.0"
+        finally:
+            cluster.kill()
+            cluster.wait()
 
     def test_a_clip_that_kills_its_worker_costs_that_clip_alone(
         self, plain_clips: Path, real_pair: Path, tmp_path: Path
