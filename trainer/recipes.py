@@ -62,6 +62,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "validate_every": 150,
         "save_every": 50,
         "patience": 5,
+        "select": "best",
         "false_alarm_rate": 0.05,
         "out_of_domain": 0.02,
         "protocol": "given",
@@ -183,6 +184,12 @@ class FitConfig:
     validate_every: int = _of_recipe("steps; 0: once an epoch")
     save_every: int = _of_recipe("steps between two states to resume from")
     patience: int = _of_recipe("validations without a better score before stopping; 0: no end")
+    select: str = _of_recipe(
+        "the weights that are kept: of the best validation, or of the last step, where validation "
+        "has too few people to choose by",
+        "best",
+        "last",
+    )
     false_alarm_rate: float = _of_recipe("on validation, at the threshold that ships")
     out_of_domain: float = _of_recipe("share of validation windows left out of the domain")
     protocol: str = _of_recipe("which clips train, see trainer.data.splits")
@@ -225,5 +232,7 @@ class FitConfig:
                 "sampling 'epoch' draws the clips as they are: it goes with remix 0, "
                 "modality_dropout 0 and align_steps 0"
             )
+        if self.select == "last" and self.patience:
+            raise UsageError("select 'last' goes with patience 0: nothing stops the run early")
         if self.epochs and self.sampling != "epoch":
             raise UsageError("epochs go with sampling 'epoch'; give joint_steps")

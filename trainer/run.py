@@ -361,7 +361,7 @@ class Trainer:
     def _finish(self) -> dict[str, Any]:
         """Choose the weights, calibrate on validation, read the test split, write the rest."""
         model, step = self.average, self.progress.step
-        if self.progress.best_step >= 0:
+        if self.progress.best_step >= 0 and self.config.select == "best":
             model, step = (
                 load_checkpoint(self.folder / "best.safetensors")[0],
                 (self.progress.best_step),

@@ -6,20 +6,23 @@ Validation chooses the step and fits the calibration; the test split is read onc
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import torch
 
 from runtime.errors import UsageError
-from runtime.spec import FAKE, Calibration, StreamSpec
+from runtime.spec import FAKE, AudioSpec, Calibration, StreamSpec
 from trainer import metrics
 from trainer.calibrate import Evidence, Platt, conformal_threshold, fit_evidence, fit_platt
-from trainer.data.prepared import PreparedClip, PreparedSet
+from trainer.data.layouts import FAKE_AUDIO, REAL_PAIR
+from trainer.data.prepared import ClipArrays, PreparedClip, PreparedSet
 from trainer.model.msct import LAG_SCALE, MSCT
 from trainer.recipes import FitConfig
 from trainer.scoring import WindowScores, score_windows, summarise
 
+VOICES = 4  # of each kind, under each genuine picture of a trial
 HOP_TOKENS = 12  # between the windows that are scored while the run goes on
 NO_VALIDATION = "none: no clip validates, nothing is calibrated"
 NO_TEST = "none: no clip tests"
@@ -92,18 +95,20 @@ class Validation:
     def finish(self, model: MSCT) -> tuple[Calibration, dict[str, Any]]:
         """The calibration that ships, and what metrics.json says of validation and test.
 
-        Where the model takes lag evidence, its last layer is fitted to the validation people that
-        it has not seen: see :func:`trainer.calibrate.fit_evidence`.
+        Where the model takes lag evidence, its last layer is fitted to trials and then gives the
+        log-odds itself: see :meth:`_trials` and :func:`trainer.calibrate.fit_evidence`.
         """
         calibration = Calibration()
         result: dict[str, Any] = {}
         if self.clips:
-            scores = score_windows(model, self.clips, self.stream)
-            if model.fusion.head_lags is not None:
-                evidence = weigh_evidence(model, self._unseen_if_any(scores))
+            evidence: Evidence | None = None
+            if model.fusion.head_lags is not None and (trials := self._trials()):
+                evidence = weigh_evidence(model, score_windows(model, trials, self.stream))
                 result["evidence"] = None if evidence is None else evidence._asdict()
-                scores = score_windows(model, self.clips, self.stream)
-            calibration, result["conformal_threshold"] = self._calibrate(scores)
+            scores = score_windows(model, self.clips, self.stream)
+            calibration, result["conformal_threshold"] = self._calibrate(
+                scores, None if evidence is None else Platt(1.0, 0.0)
+            )
             result["validation"] = self._summary(scores, self.clips, calibration)
         else:
             result["validation"] = NO_VALIDATION
@@ -114,14 +119,16 @@ class Validation:
             result["test"] = NO_TEST
         return calibration, result
 
-    def _calibrate(self, scores: WindowScores) -> tuple[Calibration, dict[str, Any] | None]:
+    def _calibrate(
+        self, scores: WindowScores, joint: Platt | None
+    ) -> tuple[Calibration, dict[str, Any] | None]:
         """Probabilities from all of validation; what is promised of people the model has never
-        seen (threshold, domain, and before it the weight of the evidence) from those alone, where
-        validation has any."""
-        av, v, a = (
+        seen (threshold, domain) from those alone, where validation has any.  ``joint`` is what the
+        joint probability needs, where that is known."""
+        av = joint or fit_platt(scores.difference_av, scores.fake, scores.identity)
+        v, a = (
             fit_platt(difference, label, scores.identity)
             for difference, label in (
-                (scores.difference_av, scores.fake),
                 (scores.difference_v, scores.fake_video),
                 (scores.difference_a, self._audio_labels(scores, self.clips)),
             )
@@ -146,6 +153,31 @@ class Validation:
             min_clarity=round(float(np.quantile(chosen.clarity, self.config.out_of_domain)), 4),
         ), conformal
 
+    def _trials(self) -> list[PreparedClip]:
+        """Genuine clips of the validation people that the model has not seen, if any, else of all;
+        and each of their pictures under voices that do not belong to it, in equal numbers other
+        clips' (of other people where there are any) and its own moved as far as a forged shift is:
+        target and impostor trials, as speaker verification calls them.
+
+        Forged clips would not do: a blended face over its own voice, or a voice that was timed to
+        the lips, looks to the lag evidence as a genuine pair does, and a boundary fitted to those
+        as well lies among the genuine pairs instead of between them and the others.
+        """
+        genuine = [c for c in self.unseen or self.clips if c.category == REAL_PAIR]
+        voices = [c for c in self.clips if c.category == REAL_PAIR]
+        rng = np.random.default_rng(self.config.seed)
+        trials = list(genuine)
+        for clip in genuine:
+            others = [v for v in voices if v.identity != clip.identity]
+            others = others or [v for v in voices if v.clip != clip.clip]
+            picked = rng.permutation(len(others))[:VOICES]
+            trials += [_under_the_voice(clip, others[i], 0) for i in picked]
+            room = clip.length - self.stream.window_tokens
+            moves = np.arange(self.stream.forged_shift_tokens, room + 1)
+            moves = rng.permutation(np.concatenate((-moves, moves)))[:VOICES]
+            trials += [_under_the_voice(clip, clip, int(move)) for move in moves]
+        return [t for t in trials if t.length >= self.stream.window_tokens]
+
     def _unseen_if_any(self, scores: WindowScores) -> WindowScores:
         unseen = np.isin(scores.identity, [c.identity for c in self.unseen])
         return scores.where(unseen) if unseen.any() else scores
@@ -164,6 +196,34 @@ class Validation:
         """What the audio head was trained to tell, a label a window."""
         labels = np.array([int(getattr(c, self.config.audio_label)) for c in clips])
         return labels[scores.clip]
+
+
+def _under_the_voice(clip: PreparedClip, voice: PreparedClip, move: int) -> PreparedClip:
+    """The pictures of one clip and the sound of the other, ``move`` tokens later in it, as long as
+    both last."""
+    first, at = max(0, -move), max(0, move)
+    length = min(clip.length - first, voice.length - at)
+
+    def load() -> ClipArrays:
+        sound, per_token = voice.load(), AudioSpec().token_samples
+        return ClipArrays(
+            clip.crops[first : first + length],
+            sound.tokens[at : at + length],
+            sound.level_dbfs[at : at + length],
+            sound.audio[at * per_token : (at + length) * per_token],
+        )
+
+    return dataclasses.replace(
+        clip,
+        file=f"{clip.file} under {voice.file} {move:+d}",
+        category=FAKE_AUDIO,
+        method="trial",
+        voice_identity=voice.voice_identity,
+        fake_audio=True,
+        matched=False,
+        length=length,
+        load=load,
+    )
 
 
 @torch.no_grad()

@@ -37,19 +37,35 @@ def test_what_cannot_be_calibrated_stays_as_it_is(labels: list[int]):
 
 
 def evidence(network: float, inside: float, beyond: float, n: int = 40_000):
-    """n windows whose labels were drawn with these weights, of one person."""
+    """n windows of one person, of two normal classes whose log-odds have these weights."""
     rng = np.random.default_rng(2)
-    difference, peaks = rng.normal(0, 3, n), rng.normal(5, 2, (n, 2))
-    logit = network * difference + inside * peaks[:, 0] + beyond * peaks[:, 1] + 2.0
-    fake = (rng.random(n) < 1 / (1 + np.exp(-logit))).astype(int)
-    return fit_evidence(difference, peaks, fake, np.zeros(n))
+    fake = (np.arange(n) % 4 > 0).astype(int)  # three in four: classes count equally all the same
+    deviation = np.array([3.0, 2.0, 2.0])
+    apart = np.array([network, inside, beyond]) * deviation**2
+    middle = np.array([1.0, 5.0, 5.0])
+    x = middle + np.where(fake[:, None] == 1, 0.5, -0.5) * apart
+    x += deviation * rng.standard_normal((n, 3))
+    return fit_evidence(x[:, 0], x[:, 1:], fake, np.zeros(n))
 
 
-def test_evidence_recovers_the_weights_that_made_the_labels():
+def test_evidence_recovers_the_log_odds_of_two_normal_classes():
     found = evidence(0.5, -0.8, 0.3)
     assert found is not None
     assert found.network == pytest.approx(0.5, rel=0.1)
     assert found.lags == pytest.approx((-0.8, 0.3), rel=0.1)
+    halfway = found.network * 1.0 + (found.lags[0] + found.lags[1]) * 5.0 + found.bias
+    assert halfway == pytest.approx(0, abs=0.1)
+
+
+def test_the_boundary_does_not_move_to_where_most_windows_of_one_class_are_near():
+    """Genuine pairs far apart, one person's nearest the others: half the way between the means."""
+    inside = np.concatenate([np.full(50, 9.0), np.full(50, 15.0), np.full(100, 3.0)])
+    inside += np.random.default_rng(3).normal(0, 0.5, 200)
+    fake = np.repeat([0, 1], 100)
+    identity = np.array(["a"] * 50 + ["b"] * 50 + ["a"] * 50 + ["b"] * 50)
+    found = fit_evidence(np.zeros(200), np.column_stack((inside, np.zeros(200))), fake, identity)
+    assert found is not None
+    assert -found.bias / found.lags[0] == pytest.approx((12 + 3) / 2, abs=0.2)
 
 
 def test_an_opinion_that_misleads_is_left_out_and_never_turned_round():

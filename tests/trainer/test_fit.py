@@ -215,6 +215,18 @@ class TestRun:
         again = train(config, MODEL, PreparedSet(noise), tmp_path, resume=True)
         assert again == result  # a run that is over is not gone on with
 
+    def test_the_last_step_is_kept_where_validation_is_not_to_choose(
+        self, noise: Path, tmp_path: Path
+    ):
+        with pytest.raises(UsageError, match="patience 0"):
+            dataclasses.replace(CONFIG, select="last", patience=2)
+        config = dataclasses.replace(
+            CONFIG, align_steps=0, joint_steps=6, lr=1e-9, validate_every=2,
+            patience=0, select="last",
+        )  # fmt: skip
+        result = train(config, MODEL, PreparedSet(noise), tmp_path, resume=False)
+        assert result["step"] == 6  # the first was as good
+
     def test_fine_tuning_goes_on_from_a_checkpoint_of_the_same_model(
         self, noise: Path, tmp_path: Path
     ):

@@ -18,6 +18,7 @@ from trainer import validation  # noqa: E402
 from trainer.calibrate import Evidence  # noqa: E402
 from trainer.data.prepared import PreparedSet  # noqa: E402
 from trainer.model.msct import LAG_SCALE, MSCT  # noqa: E402
+from trainer.recipes import FitConfig  # noqa: E402
 from trainer.scoring import score_windows  # noqa: E402
 
 STREAM = StreamSpec(window_tokens=20)
@@ -62,3 +63,42 @@ def test_without_an_answer_the_model_stays_as_it_is(
     assert validation.weigh_evidence(model, before) is None
     after = score_windows(model, clips, STREAM)
     np.testing.assert_array_equal(after.difference_av, before.difference_av)
+
+
+class TestTrials:
+    @pytest.fixture
+    def trials(self, tmp_path: Path):
+        write_noise_set(tmp_path, splits={"a": "val", "b": "val"}, clips=1, tokens=50, crop_px=32)
+        data = PreparedSet(tmp_path)
+        part = validation.Validation(FitConfig(window_tokens=20), data, STREAM, [])
+        genuine = [c for c in data.clips if c.category == "RealVideo-RealAudio"]
+        return part._trials(), {c.identity: c for c in genuine}
+
+    def test_every_genuine_clip_is_one_beside_as_many_voices_as_moves(self, trials):
+        made, genuine = trials
+        targets = [t for t in made if t.category == "RealVideo-RealAudio"]
+        assert [t.identity for t in targets] == list(genuine)
+        impostors = [t for t in made if t not in targets]
+        assert all(t.fake_audio and not t.matched and t.length >= 20 for t in impostors)
+        assert sorted(t.voice_identity == t.identity for t in impostors) == [False] * 2 + [True] * 8
+
+    def test_pictures_are_the_persons_own_and_the_voice_is_not(self, trials):
+        made, genuine = trials
+        for t in (t for t in made if t.voice_identity != t.identity):
+            other = genuine["b" if t.identity == "a" else "a"]
+            np.testing.assert_array_equal(t.crops, genuine[t.identity].crops)
+            np.testing.assert_array_equal(t.tokens, other.tokens)
+
+    def test_the_own_voice_is_moved_as_far_as_a_forged_shift(self, trials):
+        made, genuine = trials
+        moved = [t for t in made if t.fake_audio and t.voice_identity == t.identity]
+        for t in moved:
+            own = genuine[t.identity]
+            move = int(t.file.rsplit(" ", 1)[1])
+            assert STREAM.forged_shift_tokens <= abs(move) <= 50 - 20
+            first, at = max(0, -move), max(0, move)
+            np.testing.assert_array_equal(t.crops, own.crops[first : first + t.length])
+            np.testing.assert_array_equal(t.tokens, own.tokens[at : at + t.length])
+            assert len(t.audio) == 640 * t.length
+            assert t.length == 50 - abs(move)
+        assert len({t.file for t in moved}) == len(moved)
