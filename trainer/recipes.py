@@ -191,7 +191,7 @@ class FitConfig:
         "last",
     )
     false_alarm_rate: float = _of_recipe("on validation, at the threshold that ships")
-    out_of_domain: float = _of_recipe("share of validation windows left out of the domain")
+    out_of_domain: float = _of_recipe("share of genuine validation windows left out of the domain")
     protocol: str = _of_recipe("which clips train, see trainer.data.splits")
     fold: int = _of_recipe("of the protocol")
     trimmed: bool = _of_recipe("leave out each clip's leading silence")

@@ -150,7 +150,11 @@ class Validation:
             bias_a=a.bias,
             threshold=round(max(0.5, threshold), 4),
             false_alarm_rate=rate,
-            min_clarity=round(float(np.quantile(chosen.clarity, self.config.out_of_domain)), 4),
+            min_clarity=round(
+                float(np.quantile(chosen.clarity[genuine], self.config.out_of_domain)), 4
+            )
+            if genuine.any()
+            else 0.0,
         ), conformal
 
     def _trials(self) -> list[PreparedClip]:

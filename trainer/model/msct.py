@@ -190,7 +190,8 @@ class Fusion(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for head in (self.head_visual, self.head_audio, self.head_both):
+        heads = (self.head_visual, self.head_audio, self.head_both, self.head_lags)
+        for head in (h for h in heads if h is not None):
             nn.init.normal_(head.weight, std=0.02)  # starts undecided
         for name, parameter in self.blocks.named_parameters():
             # Three residual branches a block: keep the stream's variance whatever the depth.
