@@ -165,6 +165,7 @@ def measure(
     *,
     threads: int,
     duration_s: float,
+    compiling: bool = True,
 ) -> dict[str, Any]:
     """JSON-ready; ``threads`` for torch, as the backend has them."""
     import torch
@@ -173,7 +174,9 @@ def measure(
     had = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        compiled, compile_s, reason = compile_way(ways)
+        compiled, compile_s, reason = (
+            compile_way(ways) if compiling else (None, 0.0, "torch.compile was left out")
+        )
         chosen: dict[str, Way] = {REFERENCE: ways.eager}
         if compiled is not None:
             chosen["torch.compile"] = compiled
@@ -255,6 +258,8 @@ def parser() -> argparse.ArgumentParser:
                    help="of torch and of ONNX Runtime (default: %(default)s)")  # fmt: skip
     p.add_argument("--duration", type=parse_seconds, default=20.0, metavar="S",
                    help="of the rounds (default: %(default)g)")  # fmt: skip
+    p.add_argument("--no-compile", action="store_true",
+                   help="leave torch.compile out, which may take minutes")  # fmt: skip
     p.add_argument("--output", type=Path, metavar="FILE.json")
     return p
 
@@ -298,8 +303,9 @@ def _run(options: argparse.Namespace) -> int:
             windows = real_windows(options.source, backend.spec, MAX_WINDOWS, step=hop)
             print(f"{options.duration:g} s in turns ...", file=sys.stderr, flush=True)
             measured = measure(
-                model, backend, windows, threads=options.threads, duration_s=options.duration
-            )
+                model, backend, windows, threads=options.threads, duration_s=options.duration,
+                compiling=not options.no_compile,
+            )  # fmt: skip
             found = backend.spec
     result = {
         "benchmark": "peers",
