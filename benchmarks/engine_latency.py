@@ -19,9 +19,11 @@ import numpy as np
 from benchmarks.distribution import distribution
 from benchmarks.environment import peak_memory_mb
 from runtime.backends import Backend
+from runtime.backends.base import PhasedBackend, Phases
 
 WARMUP_MS = 200.0  # trtexec's
 MIN_CALLS = 10  # trtexec's
+PHASED_CALLS = 200  # with upload, compute and download apart, after all the others
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Case:
     batch: int  # windows a call; of the encoder: hops, of ``frames`` each
     shape: dict[str, int]  # N, or B and T
     call: Callable[[], Any]
+    phases: Callable[[], Phases] | None  # None: the backend cannot tell them
 
     @property
     def name(self) -> str:
@@ -45,16 +48,19 @@ def cases(backend: Backend, batches: Sequence[int]) -> list[Case]:
     """
     spec, rng = backend.spec, np.random.default_rng(0)
     side, hop, tokens = spec.face.crop_px, spec.stream.hop_tokens, spec.stream.window_tokens
+    phased = backend if isinstance(backend, PhasedBackend) else None
     found = []
     for batch in batches:
         frames = rng.integers(0, 256, (batch * hop, side, side, 3), dtype=np.uint8)  # [N, H, W, 3]
         encode = partial(backend.encode, frames)
-        found.append(Case("frame_encoder", batch, {"N": len(frames)}, encode))
+        phases = partial(phased.encode_phases, frames) if phased else None
+        found.append(Case("frame_encoder", batch, {"N": len(frames)}, encode, phases))
     for batch in batches:
         visual = rng.standard_normal((batch, tokens, spec.model.channels)).astype(np.float32)
         audio = rng.standard_normal((batch, tokens, spec.audio.token_dim)).astype(np.float32)
         fuse = partial(backend.fuse, visual, audio)
-        found.append(Case("fusion", batch, {"B": batch, "T": tokens}, fuse))
+        phases = partial(phased.fuse_phases, visual, audio) if phased else None
+        found.append(Case("fusion", batch, {"B": batch, "T": tokens}, fuse, phases))
     return found
 
 
@@ -106,19 +112,31 @@ def measure(
                 "shape": case.shape,
                 "calls_per_s": 1000 / float(np.mean(times_ms)),
                 "latency": distribution(times_ms, percentiles),
+                "transfers": None if case.phases is None else _transfers(case.phases, percentiles),
             }
         )
     return {
         "cases": figures,
         "peak_memory_mb": peak_memory_mb(),
-        **transfers(backend),
+        "transfers_reason": why_no_transfers(backend),
     }, samples
 
 
-def transfers(backend: Backend) -> dict[str, Any]:
-    """H2D, compute and D2H apart, or why they are not."""
+def _transfers(phases: Callable[[], Phases], percentiles: Sequence[float]) -> dict[str, Any]:
+    """Upload (H2D), compute and download (D2H) by the device's clock, of calls of their own."""
+    for _ in range(MIN_CALLS):
+        phases()
+    calls = [phases() for _ in range(PHASED_CALLS)]
+    return {
+        name.removesuffix("_ms"): distribution([getattr(c, name) for c in calls], percentiles)
+        for name in Phases._fields
+    }
+
+
+def why_no_transfers(backend: Backend) -> str | None:
+    """None where the backend tells upload, compute and download apart."""
+    if isinstance(backend, PhasedBackend):
+        return None
     if "CPU" in backend.provider:
-        reason = "the model runs on the CPU: nothing is copied to a device"
-    else:
-        reason = f"{backend.provider} makes upload, compute and download in one call"
-    return {"transfers": None, "transfers_reason": reason}
+        return "the model runs on the CPU: nothing is copied to a device"
+    return f"{backend.provider} makes upload, compute and download in one call"

@@ -77,8 +77,7 @@ def table(result: Mapping[str, Any]) -> str:
     """For a terminal."""
     capture, wait = result["capture"], result["capture"]["evidence_wait"]
     lines = [headline(result), "", *columns(_latency_rows(result))]
-    transfers = result["engine"]["transfers_reason"]
-    lines += [f"upload, compute and download are not apart: {transfers}", ""]
+    lines += [transfers(result), ""]
     lines += columns(_stage_rows(capture))
     lines += [
         "",
@@ -116,6 +115,21 @@ def _interval(p: Mapping[str, Any]) -> str:
     low = "?" if p["low_ms"] is None else f"{p['low_ms']:.1f}"
     high = "?" if p["high_ms"] is None else f"{p['high_ms']:.1f}"
     return f"95 %: {low} to {high}"
+
+
+def transfers(result: Mapping[str, Any]) -> str:
+    """Upload, compute and download in one line, or why they are not told apart."""
+    reason = result["engine"]["transfers_reason"]
+    if reason is not None:
+        return f"upload, compute and download are not told apart: {reason}"
+    told = []
+    for case in result["engine"]["cases"]:
+        parts = (
+            f"{name} {latency['percentiles']['p50']['ms']:.3f}"
+            for name, latency in case["transfers"].items()
+        )
+        told.append(f"{case['name']}: {', '.join(parts)}")
+    return f"median ms of {'; '.join(told)}"
 
 
 def _latency_rows(result: Mapping[str, Any]) -> list[list[str]]:
@@ -255,8 +269,7 @@ def page(result: Mapping[str, Any]) -> str:
         "figures; none was clipped.</p>\n"
         f'<div class="grid">{figures}</div>\n'
         f"<h2>Times</h2>{_html_table(_latency_rows(result))}"
-        f"<p class='soft'>Upload, compute and download are not apart: "
-        f"{escape(result['engine']['transfers_reason'])}.</p>\n"
+        f"<p class='soft'>{escape(transfers(result))}</p>\n"
         f"<h2>By stage</h2>{_html_table(_stage_rows(result['capture']))}\n"
         f"<h2>And else</h2><dl>{rows}</dl>\n</body></html>\n"
     )

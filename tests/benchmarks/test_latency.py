@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 import runtime.session
@@ -22,6 +23,7 @@ from benchmarks import capture_latency, engine_latency, latency, latency_report,
 from benchmarks.capture_latency import STAGES, NoVerdictError, WindowLog
 from benchmarks.environment import describe
 from benchmarks.power import Reading
+from runtime.backends.base import Phases
 from runtime.session import WindowTimes
 from tests.runtime.clips import write_clip
 from tests.runtime.doubles import MockBackend, MockTracker
@@ -135,11 +137,37 @@ def test_a_slow_graph_is_called_as_often_as_asked_whatever_the_duration(warmup_m
 def test_what_a_backend_cannot_tell_apart_is_null_with_the_reason() -> None:
     backend = MockBackend()
     backend.provider = "CPUExecutionProvider"
-    said = engine_latency.transfers(backend)
-    assert said["transfers"] is None
-    assert "on the CPU" in said["transfers_reason"]
-    backend.provider = "TensorRT 10.3.0 (Orin)"
-    assert "TensorRT 10.3.0 (Orin)" in engine_latency.transfers(backend)["transfers_reason"]
+    assert "on the CPU" in str(engine_latency.why_no_transfers(backend))
+    backend.provider = "CUDAExecutionProvider"
+    assert "CUDAExecutionProvider makes" in str(engine_latency.why_no_transfers(backend))
+
+
+def test_upload_compute_and_download_are_told_apart_where_the_backend_can(
+    result: dict[str, Any],
+) -> None:
+    class MockDevice(MockBackend):
+        """A mock of a backend on a GPU."""
+
+        def encode_phases(self, frames: Any) -> Phases:
+            return Phases(0.01 * len(frames), 0.5, 0.002)
+
+        def fuse_phases(self, visual: Any, audio: Any) -> Phases:
+            return Phases(0.03, 0.4 * len(visual), 0.004)
+
+    engine, _ = engine_latency.measure(
+        MockDevice(), batches=[1, 2], warmup_ms=0, duration_s=0.01, iterations=1, percentiles=[50]
+    )
+    assert engine["transfers_reason"] is None
+    medians = [
+        [part["percentiles"]["p50"]["ms"] for part in case["transfers"].values()]
+        for case in engine["cases"]
+    ]
+    expected = [[0.05, 0.5, 0.002], [0.1, 0.5, 0.002], [0.03, 0.4, 0.004], [0.03, 0.8, 0.004]]
+    np.testing.assert_allclose(medians, expected)
+    phased = {**result, "engine": engine}
+    assert latency.check(phased) == ""
+    told = latency_report.transfers(phased)
+    assert "fusion B=2 T=50: upload 0.030, compute 0.800, download 0.004" in told
 
 
 # Capture to verdict
