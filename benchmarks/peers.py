@@ -3,7 +3,7 @@
 
     python -m benchmarks.peers [--checkpoint FILE.safetensors] [--source CLIP] [--output J.json]
 
-    torch eager      every window encoded anew, as the paper's code and most of its kind do it
+    torch eager      every window encoded anew, as research code usually does it
     torch.compile    the same, compiled
     ONNX whole       every window encoded anew, in ONNX Runtime
     ONNX cached      this project's way: a hop's new crops encoded, the rest from the ring
