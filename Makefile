@@ -31,7 +31,7 @@ help:
 	@echo 'make demo        stream a real clip, print the verdicts, write demo/*.jsonl'
 	@echo 'make test        all tests;   PYTEST_ARGS="-k audio" to choose'
 	@echo 'make lint        ruff and mypy'
-	@echo 'make bench       speed and memory of the whole stream, then of the two ops (these need torch)'
+	@echo 'make bench       speed, memory and latency of the whole stream, then of the two ops (these need torch)'
 	@echo 'make bench-ops   the ops at all sizes: with an NVIDIA GPU, nvcc and torch for CUDA our kernels'
 	@echo '                 against torch and TensorRT; on a CPU what there is instead'
 	@echo 'make train-demo  forge, train, export and stream in miniature (needs torch)'
@@ -55,6 +55,7 @@ lint: $(VENV)/.dev
 # Pytest's 5: nothing to run, since torch is not there.
 bench: $(VENV)/.dev
 	$(PY) -m benchmarks.stream --output bench/stream.json
+	$(PY) -m benchmarks.latency --output bench/latency
 	$(PY) -m pytest benchmarks/test_ops_speed.py --benchmark-max-time=0.5 --benchmark-columns=median,iqr,rounds \
 	  --benchmark-json=bench/ops-speed.json || [ $$? = 5 ]
 

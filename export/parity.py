@@ -134,9 +134,12 @@ def random_probes(
         yield frames, rng.integers(0, n, (b, t)), audio
 
 
-def real_windows(path: Path, spec: PairSpec, limit: int = 4) -> list[Window]:
+def real_windows(
+    path: Path, spec: PairSpec, limit: int = 4, step: int | None = None
+) -> list[Window]:
     """Windows in a row of the first face of a clip, with its sound, as the runtime sees them.
 
+    ``step`` is in tokens from one to the next; None: none overlap.
     Raises :class:`runtime.errors.UserError` if the clip cannot be read or holds no such window.
     """
     from runtime.audio import AudioTokenizer
@@ -167,7 +170,7 @@ def real_windows(path: Path, spec: PairSpec, limit: int = 4) -> list[Window]:
         if all(token in crops for token in span):
             frames = np.stack([crops[token] for token in span])
             windows.append(Window(frames, audio[start : start + length]))
-            start += length
+            start += length if step is None else step
         else:
             start += 1
     if not windows:

@@ -12,7 +12,12 @@ from runtime.errors import UserError
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Indented JSON in one rename; folders on the way are made.
+    """Indented JSON in one rename; folders on the way are made.  Raises as :func:`write_text`."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """UTF-8 in one rename; folders on the way are made.
 
     Raises :class:`UserError` where the file cannot be written; nothing is left behind then.
     """
@@ -20,7 +25,7 @@ def write_json(path: Path, value: Any) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+            part.write_text(text, encoding="utf-8")
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)

@@ -33,7 +33,7 @@ from runtime.media import (
 )
 from runtime.media.feed import Feed
 from runtime.model_calls import Steps, drive
-from runtime.session import OnScores, Session, Stats
+from runtime.session import OnJudged, OnScores, Session, Stats
 from runtime.sinks import MediaSink, Picture, Sink, StartSink
 from runtime.spec import StreamSpec
 from runtime.verdict import Label, Verdict
@@ -155,17 +155,18 @@ def run(
     name: str | None = None,
     interrupt: Interrupt | None = None,
     on_scores: OnScores | None = None,
+    on_judged: OnJudged | None = None,
 ) -> Summary:
     """Read ``source`` to its end; every verdict goes to every sink as soon as it is made.
 
     ``name`` is what verdicts call the source; by default what the source calls itself.
     A live source also ends with Ctrl-C, or when ``interrupt`` asks: what was waiting is judged and
-    the summary returned.  ``on_scores`` is the session's.
+    the summary returned.  ``on_scores`` and ``on_judged`` are the session's.
 
     Raises :class:`UsageError` when nothing is left to judge, :class:`runtime.errors.MediaError`
     from the source and :class:`runtime.errors.DependencyError` from the session.
     """
-    one = StreamRun(source, backend, sinks, stream, with_audio, name, on_scores)
+    one = StreamRun(source, backend, sinks, stream, with_audio, name, on_scores, on_judged)
     start = time.perf_counter()
     try:
         if source.live:
@@ -192,6 +193,7 @@ class StreamRun:
         with_audio: bool,
         name: str | None,
         on_scores: OnScores | None = None,
+        on_judged: OnJudged | None = None,
     ) -> None:
         info = source.info
         self._source, self.backend, self._sinks = source, backend, sinks
@@ -209,6 +211,7 @@ class StreamRun:
             has_audio=self.has_audio,
             on_picture=self._show if self._media_sinks else None,
             on_scores=on_scores,
+            on_judged=on_judged,
         )
         stats = self.session.stats
         self.summary = Summary(name, backend.spec.model_id, backend.provider, info, stats)

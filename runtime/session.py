@@ -54,6 +54,7 @@ _Asking = Generator[Request, AnyReply, _T]  # work that may need the model on it
 LazyFrame = Frame | Callable[[], Frame]
 OnPicture = Callable[[float, Frame, Sequence[Face]], None]  # stream seconds, pixels, its faces
 OnScores = Callable[["WindowRecord"], None]
+OnJudged = Callable[["WindowTimes"], None]
 
 
 class Tracker(Protocol):
@@ -78,6 +79,22 @@ class WindowRecord:
     curve: NDArray[np.float64] | None  # lag curve [2 L + 1] under that shift
     visual: Float32 | None  # [T, C] and
     audio: Float32 | None  # [T, 104]: the model's input; None: could not be scored
+
+
+@dataclass(frozen=True)
+class WindowTimes:
+    """Where the time went from the arrival of a window's last evidence to its verdicts.
+
+    Only work of the push that completed the window counts: what was done before it came held
+    nobody up.  Several windows may become ready in one push; the later ones waited for the earlier.
+    """
+
+    t_end_s: float  # of the window, in stream seconds
+    judged_s: float  # when its verdicts were made, by time.perf_counter
+    waited_s: float | None  # from arrival to the push; None: nothing came, it ended or was overdue
+    block_s: float  # length of what came: 0 for a picture; sound arrives with its first sample
+    worked_s: float  # from the push to the verdicts
+    seconds: dict[str, float]  # of that by stage, as in Stats; the rest belongs to none of them
 
 
 @dataclass
@@ -144,6 +161,7 @@ class Session:
     tracker : default: :class:`runtime.faces.FaceTracker`
     on_picture : called with each picture that was searched for faces, before it is judged
     on_scores : called with what each verdict was made of, in their order
+    on_judged : called with where the time went, for each window
 
     Raises :class:`runtime.errors.DependencyError` where dlib or kaldi-native-fbank is missing.
     """
@@ -159,6 +177,7 @@ class Session:
         tracker: Tracker | None = None,
         on_picture: OnPicture | None = None,
         on_scores: OnScores | None = None,
+        on_judged: OnJudged | None = None,
     ) -> None:
         spec = backend.spec
         self.stats = Stats()
@@ -171,7 +190,7 @@ class Session:
         self._decision = Decision(spec, self._stream)
         self._grid: VideoGrid[LazyFrame] = VideoGrid(self._hz, self._stream.max_gap_tokens)
         self._tracker: Tracker = tracker if tracker is not None else FaceTracker(spec.face)
-        self._on_picture, self._on_scores = on_picture, on_scores
+        self._on_picture, self._on_scores, self._on_judged = on_picture, on_scores, on_judged
         self._frame_shape: tuple[int, ...] = ()
         self._faces: dict[int, FaceRing] = {}
         self._pending: list[tuple[int, int, Frame]] = []  # (face, token, crop) not yet encoded
@@ -183,7 +202,9 @@ class Session:
         self._next_end = self._stream.window_tokens
         self._judged_end = 0  # the first token that no window judged so far has held
         self._finished = False
-        self._arrival = time.perf_counter()
+        self._arrival = self._begun = time.perf_counter()
+        self._block_s: float | None = None  # length of the chunk in hand; None: there is none
+        self._seconds_before: dict[str, float] = {}
 
     def push_video(self, t_s: float, frame: LazyFrame) -> list[Verdict]:
         """A picture, uint8 [H, W, 3] RGB, or a function that makes it (called only if used)."""
@@ -212,7 +233,7 @@ class Session:
 
         ``arrival`` is when the picture came, by :func:`time.perf_counter`; default: now.
         """
-        self._arrive(arrival)
+        self._begin(arrival, 0.0)
         try:
             items = self._grid.push(t_s, frame)
         except TimelineError:
@@ -226,7 +247,7 @@ class Session:
 
     def audio_steps(self, t_s: float, samples: Samples, arrival: float | None = None) -> Steps:
         """As :meth:`push_audio`, step by step."""
-        self._arrive(arrival)
+        self._begin(arrival, samples.size / self._spec.audio.sample_rate_hz)
         verdicts: list[Verdict] = []
         for piece in self._sound.on_clock(t_s, samples):
             before = self._sound.tokens
@@ -238,7 +259,7 @@ class Session:
 
     def advance_steps(self, *, video_s: float | None = None, audio_s: float | None = None) -> Steps:
         """As :meth:`advance`, step by step."""
-        self._arrive(None)
+        self._begin(None, None)
         verdicts: list[Verdict] = []
         if video_s is not None:
             for item in self._grid.advance(video_s):
@@ -253,7 +274,7 @@ class Session:
 
     def finish_steps(self) -> Steps:
         """As :meth:`finish`, step by step."""
-        self._arrive(None)
+        self._begin(None, None)
         self._finished = True
         with self._timed("audio"):
             self._sound.finish()
@@ -271,10 +292,14 @@ class Session:
         self._count()
         return verdicts
 
-    def _arrive(self, arrival: float | None) -> None:
+    def _begin(self, arrival: float | None, block_s: float | None) -> None:
         if self._finished:
             raise RuntimeError("this session has finished; make a new one for another stream")
-        self._arrival = time.perf_counter() if arrival is None else arrival
+        self._begun = time.perf_counter()
+        self._arrival = self._begun if arrival is None else arrival
+        self._block_s = block_s
+        if self._on_judged is not None:
+            self._seconds_before = dict(self.stats.seconds)
 
     def _take_picture(self, token: int, frame: LazyFrame | None, fresh: bool) -> _Asking[None]:
         """One token of the picture's grid."""
@@ -375,11 +400,24 @@ class Session:
             )
             for row, j in judged
         ]  # fmt: skip
+        if self._on_judged is not None:
+            self._on_judged(self._window_times(end))
         self._judged_end = end
         self._next_end += self._stream.hop_tokens * self.load.hops
         self.stats.shed_windows += self.load.hops - 1
         self._forget()
         return verdicts
+
+    def _window_times(self, end: int) -> WindowTimes:
+        now, before = time.perf_counter(), self._seconds_before
+        return WindowTimes(
+            t_end_s=end / self._hz,
+            judged_s=now,
+            waited_s=None if self._block_s is None else self._begun - self._arrival,
+            block_s=self._block_s or 0.0,
+            worked_s=now - self._begun,
+            seconds={stage: s - before[stage] for stage, s in self.stats.seconds.items()},
+        )
 
     def _faces_in(self, start: int, end: int) -> list[int]:
         """Faces seen in at least half of the window, by track id."""

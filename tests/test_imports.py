@@ -220,11 +220,11 @@ class TestFiles:
         """A third-party import that no extra names works only by luck."""
         declared = {
             "aiortc", "av", "cryptography", "cv2", "dlib", "fastapi", "gi", "google", "hibari",
-            "hypothesis", "kaldi_native_fbank", "matplotlib", "ml_dtypes", "numpy", "onnx",
-            "onnxruntime", "onnxscript", "playwright", "prometheus_client", "psutil", "pyarrow",
-            "pytest", "pyworld", "pywt", "ray", "rich", "safetensors", "scipy", "sklearn",
-            "sounddevice", "tensorboard", "tensorrt", "tensorrt_rtx", "threadpoolctl", "torch",
-            "uvicorn", "websockets",
+            "hypothesis", "jsonschema", "kaldi_native_fbank", "matplotlib", "ml_dtypes", "numpy",
+            "onnx", "onnxruntime", "onnxscript", "playwright", "prometheus_client", "psutil",
+            "pyarrow", "pytest", "pyworld", "pywt", "ray", "rich", "safetensors", "scipy",
+            "sklearn", "sounddevice", "tensorboard", "tensorrt", "tensorrt_rtx", "threadpoolctl",
+            "torch", "uvicorn", "websockets",
         }  # fmt: skip
         own = {*PACKAGES, "tests"}
         undeclared = {

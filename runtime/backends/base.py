@@ -81,6 +81,25 @@ class Backend(Protocol):
     ) -> None: ...
 
 
+class Phases(NamedTuple):
+    """Parts of one call by the device's own clock, in milliseconds."""
+
+    upload_ms: float  # H2D
+    compute_ms: float
+    download_ms: float  # D2H
+
+
+@runtime_checkable
+class PhasedBackend(Protocol):
+    """A backend on a device of its own, which can tell the parts of a call: for measuring."""
+
+    def encode_phases(self, frames: NDArray[np.uint8]) -> Phases:
+        """Of :meth:`Backend.encode`."""
+
+    def fuse_phases(self, visual: NDArray[np.float32], audio: NDArray[np.float32]) -> Phases:
+        """Of :meth:`Backend.fuse`."""
+
+
 def check_frames(frames: NDArray[np.uint8], spec: PairSpec) -> None:
     """Raise :class:`ValueError` unless ``frames`` is uint8 [N, H, W, 3] as in the spec."""
     side = spec.face.crop_px

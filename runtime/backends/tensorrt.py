@@ -24,12 +24,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import re
 import tempfile
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ from runtime.backends.base import (
     OP_DOMAIN,
     OP_VERSION,
     FusionOutput,
+    Phases,
     check_frames,
     check_tokens,
 )
@@ -205,6 +207,28 @@ class TensorRTBackend:
             return FusionOutput(*parts[0])
         return FusionOutput(*(np.concatenate(same) for same in zip(*parts, strict=True)))
 
+    def encode_phases(self, frames: NDArray[np.uint8]) -> Phases:
+        """Upload, compute and download of :meth:`encode`, for at least one frame."""
+        assert not self._closed, "the backend is closed"
+        check_frames(frames, self._spec)
+        self._device.make_current()
+        most = self._encoder.most["N"]
+        return _total(
+            self._encoder.phases({"N": len(part)}, [part]) for part in _slices(frames, most)
+        )
+
+    def fuse_phases(self, visual: NDArray[np.float32], audio: NDArray[np.float32]) -> Phases:
+        """Upload, compute and download of :meth:`fuse`."""
+        assert not self._closed, "the backend is closed"
+        check_tokens(visual, audio, self._spec)
+        self._check_window(visual.shape[1])
+        self._device.make_current()
+        most = self._fusion.most["B"]
+        return _total(
+            self._fusion.phases({"B": len(v), "T": v.shape[1]}, [v, a])
+            for v, a in zip(_slices(visual, most), _slices(audio, most), strict=True)
+        )
+
     def close(self) -> None:
         """Free everything on the GPU."""
         if not self._closed:
@@ -341,15 +365,23 @@ class _Engine(cuda.Closing):
         self, sizes: Mapping[str, int], feeds: Sequence[NDArray[Any]]
     ) -> list[NDArray[np.float32]]:
         """Compute one batch; the outputs are the caller's own."""
-        inputs = [t for t in self.tensors if t.is_input]
-        for tensor, array in zip(inputs, feeds, strict=True):
-            self.staging[tensor.name].host(tensor.shape(sizes), tensor.dtype)[...] = array
+        self._fill(sizes, feeds)
         self._plan(sizes).run()
         return [
             self.staging[t.name].host(t.shape(sizes), t.dtype).copy()
             for t in self.tensors
             if not t.is_input
         ]
+
+    def phases(self, sizes: Mapping[str, int], feeds: Sequence[NDArray[Any]]) -> Phases:
+        """Compute one batch for its times alone."""
+        self._fill(sizes, feeds)
+        return self._plan(sizes).phases()
+
+    def _fill(self, sizes: Mapping[str, int], feeds: Sequence[NDArray[Any]]) -> None:
+        inputs = [t for t in self.tensors if t.is_input]
+        for tensor, array in zip(inputs, feeds, strict=True):
+            self.staging[tensor.name].host(tensor.shape(sizes), tensor.dtype)[...] = array
 
     def _plan(self, sizes: Mapping[str, int]) -> _Plan:
         key = tuple(sizes.values())
@@ -419,6 +451,7 @@ class _Plan(cuda.Closing):
 
     def __init__(self, engine: _Engine, sizes: Mapping[str, int]) -> None:
         self.graph: cuda.Graph | None = None
+        self._compute_graph: cuda.Graph | None = None  # of inference alone, for phases
         self._engine = engine
         self._sizes = dict(sizes)
         self._ran = False
@@ -441,6 +474,28 @@ class _Plan(cuda.Closing):
             self._ran = True
             if self._engine.cuda_graphs and self._capturable():
                 self.graph = stream.capture(self._queue)
+
+    def phases(self) -> Phases:
+        """One run in three parts with events between; inference as a graph where runs are one."""
+        if not self._ran:
+            self.run()
+        stream, device = self._engine.stream, self._engine.device
+        if self.graph is not None and self._compute_graph is None:
+            self._compute_graph = stream.capture(self._compute)
+        with ExitStack() as stack:
+            marks = [stack.enter_context(cuda.Event(device)) for _ in range(4)]
+            marks[0].record(stream)
+            self._upload()
+            marks[1].record(stream)
+            if self._compute_graph is not None:
+                self._compute_graph.launch(stream)
+            else:
+                self._compute()
+            marks[2].record(stream)
+            self._download()
+            marks[3].record(stream)
+            stream.synchronize()
+            return Phases(*(b.milliseconds_since(a) for a, b in itertools.pairwise(marks)))
 
     def _create(self) -> Any:
         engine, trt = self._engine, self._engine.trt
@@ -483,16 +538,26 @@ class _Plan(cuda.Closing):
 
     def _queue(self) -> None:
         """Everything of one run on the stream; captured as it is."""
-        engine, stream = self._engine, self._engine.stream
+        self._upload()
+        self._compute()
+        self._download()
+
+    def _upload(self) -> None:
+        engine = self._engine
         for t in engine.tensors:
             if t.is_input:
-                engine.staging[t.name].upload(stream, t.nbytes(self._sizes))
-        engine.log.messages.clear()
-        if not self._context.execute_async_v3(stream.handle):
+                engine.staging[t.name].upload(engine.stream, t.nbytes(self._sizes))
+
+    def _compute(self) -> None:
+        self._engine.log.messages.clear()
+        if not self._context.execute_async_v3(self._engine.stream.handle):
             raise self._failed("run")
+
+    def _download(self) -> None:
+        engine = self._engine
         for t in engine.tensors:
             if not t.is_input:
-                engine.staging[t.name].download(stream, t.nbytes(self._sizes))
+                engine.staging[t.name].download(engine.stream, t.nbytes(self._sizes))
 
     def _capturable(self) -> bool:
         """TensorRT-RTX may have to allocate or compile in a run, and says so."""
@@ -506,11 +571,11 @@ class _Plan(cuda.Closing):
         )
 
     def _release(self) -> None:
-        try:
-            if self.graph is not None:
-                self.graph.close()
-        finally:
-            self._context = None
+        with ExitStack() as stack:
+            stack.callback(setattr, self, "_context", None)
+            for graph in (self.graph, self._compute_graph):
+                if graph is not None:
+                    stack.callback(graph.close)
 
 
 class _KernelCache:
@@ -628,6 +693,11 @@ def _plugin_library(folder: Path, facts: EngineFacts, explicit: Path | None) -> 
             f"engines again: {rebuild_command(folder, facts)}"
         )
     return library.resolve()
+
+
+def _total(parts: Iterable[Phases]) -> Phases:
+    """Of the slices of one call."""
+    return Phases(*(sum(same) for same in zip(*parts, strict=True)))
 
 
 def _fits(found: tuple[int, ...], dims: tuple[int | str, ...]) -> bool:

@@ -14,7 +14,7 @@ import pytest
 import runtime.session
 from benchmarks import stream, streams
 from benchmarks.paced import PacedSource
-from runtime.media import VideoChunk
+from runtime.media import AudioChunk, VideoChunk
 from runtime.media.file import FileSource
 from tests.runtime.clips import write_clip
 from tests.runtime.doubles import MockBackend, MockTracker
@@ -52,6 +52,9 @@ def test_a_paced_source_is_a_live_one_that_loops_in_real_time(clip: Path) -> Non
     assert len(pictures) == 40
     assert pictures == sorted(pictures)
     assert all(at >= (c.captured_s or 0.0) for at, c in chunks)  # never before its time
+    ready = [c.t_s + (c.samples.size / 16_000 if isinstance(c, AudioChunk) else 0.0)
+             for _, c in chunks]  # fmt: skip
+    assert ready == sorted(ready)  # in the order of the world, not of the container
     assert all(c.captured_s == pytest.approx(start + 0.2 + c.t_s, abs=0.5) for _, c in chunks)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,9 @@ from runtime.decision import Decision, fake_minus_real, sigmoid
 from runtime.faces import Face
 from runtime.media import VideoChunk
 from runtime.media.file import FileSource
+from runtime.model_calls import drive
 from runtime.rings import MISSING, nearest_before
-from runtime.session import Load, Session, WindowRecord, score_window
+from runtime.session import Load, Session, WindowRecord, WindowTimes, score_window
 from runtime.spec import PairSpec
 from runtime.verdict import Label, Reason, Verdict
 from tests.runtime.doubles import (
@@ -165,6 +167,44 @@ def test_a_record_of_an_abstention_has_no_scores() -> None:
     assert len(records) == 3
     assert all((r.scores, r.curve, r.visual, r.audio) == (None,) * 4 for r in records)
     assert {r.facts.face_id for r in records} == {None}
+
+
+def test_where_the_time_of_a_window_went_adds_up_and_counts_the_last_push_alone() -> None:
+    times: list[WindowTimes] = []
+    session = Session(
+        MockBackend(), source="s", tracker=MockTracker(), on_judged=times.append
+    )  # fmt: skip
+    sounds = speech(60)
+    verdicts = []
+    for t in range(60):
+        session.push_video(t / 25, picture(t))
+        arrival = time.perf_counter() - 0.5  # half a second in a queue
+        steps = session.audio_steps(t / 25, sounds[t * 640 : t * 640 + 640], arrival)
+        verdicts += drive(steps, MockBackend())
+    session.finish()
+    assert [w.t_end_s for w in times] == [2.0, 2.2, 2.4]
+    live = [w for w in times if w.waited_s is not None]
+    assert live
+    for window, verdict in zip(live, verdicts, strict=False):
+        assert window.waited_s == pytest.approx(0.5, abs=0.05)
+        assert window.block_s == pytest.approx(0.04)
+        assert (window.seconds["face"], window.seconds["encode"]) == (0.0, 0.0)  # done before
+        assert window.seconds["fuse"] > 0
+        assert sum(window.seconds.values()) <= window.worked_s
+        total_ms = (window.waited_s + window.worked_s) * 1000
+        assert 0 <= total_ms - verdict.latency_ms < 50
+
+
+def test_a_window_that_only_the_end_completes_waited_for_nothing() -> None:
+    times: list[WindowTimes] = []
+    play(video(range(51)), has_audio=False, on_judged=times.append)
+    assert [w.waited_s is None for w in times] == [False]  # the picture after it completed it
+    times.clear()
+    session = Session(MockBackend(), source="s", tracker=MockTracker(), on_judged=times.append)
+    for t in range(50):  # the sound never comes
+        session.push_video(t / 25, picture(t))
+    session.finish()
+    assert [w.waited_s for w in times] == [None]
 
 
 # The same verdicts however the media arrives

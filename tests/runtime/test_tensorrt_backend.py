@@ -26,7 +26,13 @@ pytest.importorskip("onnx", reason="needs onnx (.[export])")
 import runtime.backends.tensorrt as module
 from export.manifest import write_manifest
 from runtime.backends import cuda, load_backend
-from runtime.backends.base import FRAME_ENCODER_FILE, FUSION_FILE, Backend
+from runtime.backends.base import (
+    FRAME_ENCODER_FILE,
+    FUSION_FILE,
+    Backend,
+    PhasedBackend,
+    Phases,
+)
 from runtime.backends.manifest import (
     ENGINE_FILES,
     EngineFacts,
@@ -291,6 +297,40 @@ class TestOrderOfWork:
             before = len(trt.events)
             backend.encode(frames(5))
             assert trt.events[before:] == ["upload", "infer", "download", "wait"]
+        assert "new graph" not in trt.events
+
+    def test_upload_compute_and_download_are_timed_between_events(
+        self, original: Path, trt: FakeTensorRT
+    ) -> None:
+        with TensorRTBackend(original) as backend:
+            assert isinstance(backend, PhasedBackend)
+            backend.encode_phases(frames(5))  # captures inference alone
+            before = len(trt.events)
+            assert backend.encode_phases(frames(5)) == Phases(1.5, 1.5, 1.5)  # the mock's clock
+            events = [e for e in trt.events[before:] if not e.endswith(" event") or "rec" in e]
+            assert events == [
+                "record event", "upload", "record event", "launch", "record event", "download",
+                "record event", "wait",
+            ]  # fmt: skip
+            before = len(trt.events)
+            np.testing.assert_array_equal(backend.encode(frames(5)), backend.encode(frames(5)))
+            assert trt.events[before:] == ["launch", "wait"] * 2  # runs are as they were
+            assert backend.fuse_phases(*windows(1, 50)) == Phases(1.5, 1.5, 1.5)
+
+    def test_parts_of_a_call_beyond_the_largest_batch_are_added(
+        self, original: Path, trt: FakeTensorRT
+    ) -> None:
+        with TensorRTBackend(original) as backend:
+            most = backend._encoder.most["N"]
+            assert backend.encode_phases(frames(2 * most + 1)) == Phases(4.5, 4.5, 4.5)
+
+    def test_without_graphs_inference_is_timed_kernel_by_kernel(
+        self, original: Path, trt: FakeTensorRT
+    ) -> None:
+        with TensorRTBackend(original, cuda_graphs=False) as backend:
+            before = len(trt.events)
+            backend.fuse_phases(*windows(1, 50))
+            assert "infer" in trt.events[before:]
         assert "new graph" not in trt.events
 
     def test_few_shapes_are_kept_the_least_used_goes(
