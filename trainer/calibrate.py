@@ -64,24 +64,52 @@ class Evidence(NamedTuple):
     bias: float
 
 
-def fit_evidence(difference: Array, peaks: Array, fake: Array, identity: Array) -> Evidence | None:
-    """Fisher's linear discriminant of three numbers, classes and people weighted equally.
+def fit_lags(peaks: Array, fake: Array, identity: Array) -> Evidence | None:
+    """Fisher's linear discriminant of the two peaks; classes and people weighted equally.
 
-    difference [n] of logits without the lag evidence, peaks [n, 2], fake [n], identity [n].
+    peaks [n, 2], fake [n] and identity [n] of trials: do lips and voice belong together?
 
     The boundary lies halfway between the means of the two classes, where logistic regression puts
     it halfway between their nearest windows: few people say little of how far a new one's windows
-    lie from theirs.  The network's opinion never counts against itself: where the fit would have
-    it so, it is left out.  None where there is one class alone, or a peak within transport would
-    speak for a forgery.
+    lie from theirs.  None where there is one class alone, or a peak within transport would speak
+    for a forgery.
     """
     if len(set(np.asarray(fake).tolist())) < 2:
         return None
-    x = np.column_stack((difference, peaks)).astype(np.float64)
-    (network, inside, beyond), bias = _discriminant(x, fake, identity)
-    if network < 0:
-        network, ((inside, beyond), bias) = 0.0, _discriminant(x[:, 1:], fake, identity)
-    return None if inside >= 0 else Evidence(network, (inside, beyond), bias)
+    (inside, beyond), bias = _discriminant(np.asarray(peaks, np.float64), fake, identity)
+    return None if inside >= 0 else Evidence(0.0, (inside, beyond), bias)
+
+
+def add_network(
+    lags: Evidence, difference: Array, peaks: Array, fake: Array, identity: Array
+) -> Evidence | None:
+    """The lag evidence of :func:`fit_lags` and the network's opinion, weighed by logistic
+    regression on windows of all forgeries.
+
+    difference [n] of logits without the lag evidence, peaks [n, 2], fake [n], identity [n].
+
+    An opinion that does not help is left out, and the lag evidence stays as it is: forgeries that
+    neither can see would only move the boundary into the genuine windows.  None where it is the
+    lag evidence that does not help.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    if len(set(np.asarray(fake).tolist())) < 2:
+        return lags
+    known = np.asarray(peaks, np.float64) @ np.array(lags.lags) + lags.bias
+    x = np.column_stack((np.asarray(difference, np.float64), known))
+    scale = np.std(x, axis=0) / 4  # as in fit_platt
+    scale[scale == 0] = 1.0
+    model = LogisticRegression(C=1.0, max_iter=1000)
+    model.fit(x / scale, fake, sample_weight=len(x) * balanced_weights(fake, identity))
+    network, share = (model.coef_[0] / scale).tolist()
+    if share <= 0:
+        return None
+    if network <= 0:
+        return lags
+    inside, beyond = lags.lags
+    bias = share * lags.bias + float(model.intercept_[0])
+    return Evidence(network, (share * inside, share * beyond), bias)
 
 
 def _discriminant(x: Float64, fake: Array, identity: Array) -> tuple[list[float], float]:

@@ -15,7 +15,14 @@ import torch
 from runtime.errors import UsageError
 from runtime.spec import FAKE, AudioSpec, Calibration, StreamSpec
 from trainer import metrics
-from trainer.calibrate import Evidence, Platt, conformal_threshold, fit_evidence, fit_platt
+from trainer.calibrate import (
+    Evidence,
+    Platt,
+    add_network,
+    conformal_threshold,
+    fit_lags,
+    fit_platt,
+)
 from trainer.data.layouts import FAKE_AUDIO, REAL_PAIR
 from trainer.data.prepared import ClipArrays, PreparedClip, PreparedSet
 from trainer.model.msct import LAG_SCALE, MSCT
@@ -95,17 +102,22 @@ class Validation:
     def finish(self, model: MSCT) -> tuple[Calibration, dict[str, Any]]:
         """The calibration that ships, and what metrics.json says of validation and test.
 
-        Where the model takes lag evidence, its last layer is fitted to trials and then gives the
-        log-odds itself: see :meth:`_trials` and :func:`trainer.calibrate.fit_evidence`.
+        Where the model takes lag evidence, its last layer is fitted as well and then gives the
+        log-odds itself: see :meth:`_trials` and :func:`weigh_evidence`.
         """
         calibration = Calibration()
         result: dict[str, Any] = {}
         if self.clips:
             evidence: Evidence | None = None
-            if model.fusion.head_lags is not None and (trials := self._trials()):
-                evidence = weigh_evidence(model, score_windows(model, trials, self.stream))
-                result["evidence"] = None if evidence is None else evidence._asdict()
             scores = score_windows(model, self.clips, self.stream)
+            if model.fusion.head_lags is not None and (trials := self._trials()):
+                evidence = weigh_evidence(
+                    model,
+                    score_windows(model, trials, self.stream),
+                    self._unseen_if_any(scores),
+                )
+                result["evidence"] = None if evidence is None else evidence._asdict()
+                scores = score_windows(model, self.clips, self.stream)
             calibration, result["conformal_threshold"] = self._calibrate(
                 scores, None if evidence is None else Platt(1.0, 0.0)
             )
@@ -231,17 +243,21 @@ def _under_the_voice(clip: PreparedClip, voice: PreparedClip, move: int) -> Prep
 
 
 @torch.no_grad()
-def weigh_evidence(model: MSCT, scores: WindowScores) -> Evidence | None:
-    """Writes what :func:`trainer.calibrate.fit_evidence` finds into the model's last layer.
+def weigh_evidence(model: MSCT, trials: WindowScores, forged: WindowScores) -> Evidence | None:
+    """Writes what :func:`trainer.calibrate.fit_lags` finds in trials, and
+    :func:`trainer.calibrate.add_network` in forged and genuine windows, into the last layer.
 
-    ``scores`` are the model's own; it is left as it is where there is nothing to find.
+    Both are the model's own scores; it is left as it is where there is nothing to find.
     """
     head, both = model.fusion.head_lags, model.fusion.head_both
     assert head is not None
-    peaks = LAG_SCALE * scores.lag_peaks.astype(np.float64)  # [n, 2]
     weight, bias = head.weight.double().cpu().numpy(), head.bias.double().cpu().numpy()
-    known = peaks @ (weight[FAKE] - weight[1 - FAKE]) + bias[FAKE] - bias[1 - FAKE]
-    found = fit_evidence(scores.difference_av - known, peaks, scores.fake, scores.identity)
+    found = fit_lags(LAG_SCALE * trials.lag_peaks, trials.fake, trials.identity)
+    if found is not None:
+        peaks = LAG_SCALE * forged.lag_peaks.astype(np.float64)  # [n, 2]
+        known = peaks @ (weight[FAKE] - weight[1 - FAKE]) + bias[FAKE] - bias[1 - FAKE]
+        opinion = forged.difference_av - known
+        found = add_network(found, opinion, peaks, forged.fake, forged.identity)
     if found is None:
         return None
     both.weight.mul_(found.network)

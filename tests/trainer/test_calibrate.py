@@ -8,7 +8,14 @@ import pytest
 
 pytest.importorskip("sklearn", reason="needs the train extra: pip install '.[train]'")
 
-from trainer.calibrate import balanced_weights, conformal_threshold, fit_evidence, fit_platt
+from trainer.calibrate import (
+    Evidence,
+    add_network,
+    balanced_weights,
+    conformal_threshold,
+    fit_lags,
+    fit_platt,
+)
 
 
 def test_platt_recovers_the_temperature_and_bias_that_made_the_labels():
@@ -36,25 +43,27 @@ def test_what_cannot_be_calibrated_stays_as_it_is(labels: list[int]):
     )
 
 
-def evidence(network: float, inside: float, beyond: float, n: int = 40_000):
+def lags(inside: float, beyond: float, n: int = 40_000):
     """n windows of one person, of two normal classes whose log-odds have these weights."""
     rng = np.random.default_rng(2)
     fake = (np.arange(n) % 4 > 0).astype(int)  # three in four: classes count equally all the same
-    deviation = np.array([3.0, 2.0, 2.0])
-    apart = np.array([network, inside, beyond]) * deviation**2
-    middle = np.array([1.0, 5.0, 5.0])
-    x = middle + np.where(fake[:, None] == 1, 0.5, -0.5) * apart
-    x += deviation * rng.standard_normal((n, 3))
-    return fit_evidence(x[:, 0], x[:, 1:], fake, np.zeros(n))
+    apart = np.array([inside, beyond]) * 2.0**2
+    peaks = 5.0 + np.where(fake[:, None] == 1, 0.5, -0.5) * apart
+    peaks += 2.0 * rng.standard_normal((n, 2))
+    return fit_lags(peaks, fake, np.zeros(n))
 
 
-def test_evidence_recovers_the_log_odds_of_two_normal_classes():
-    found = evidence(0.5, -0.8, 0.3)
+def test_lags_are_the_log_odds_of_two_normal_classes():
+    found = lags(-0.8, 0.3)
     assert found is not None
-    assert found.network == pytest.approx(0.5, rel=0.1)
+    assert found.network == 0
     assert found.lags == pytest.approx((-0.8, 0.3), rel=0.1)
-    halfway = found.network * 1.0 + (found.lags[0] + found.lags[1]) * 5.0 + found.bias
-    assert halfway == pytest.approx(0, abs=0.1)
+    assert sum(found.lags) * 5.0 + found.bias == pytest.approx(0, abs=0.1)
+
+
+def test_no_lag_evidence_where_lips_in_time_would_speak_for_a_forgery():
+    assert lags(0.8, 0.3) is None
+    assert fit_lags(np.zeros((4, 2)), np.zeros(4), np.zeros(4)) is None
 
 
 def test_the_boundary_does_not_move_to_where_most_windows_of_one_class_are_near():
@@ -63,22 +72,35 @@ def test_the_boundary_does_not_move_to_where_most_windows_of_one_class_are_near(
     inside += np.random.default_rng(3).normal(0, 0.5, 200)
     fake = np.repeat([0, 1], 100)
     identity = np.array(["a"] * 50 + ["b"] * 50 + ["a"] * 50 + ["b"] * 50)
-    found = fit_evidence(np.zeros(200), np.column_stack((inside, np.zeros(200))), fake, identity)
+    found = fit_lags(np.column_stack((inside, np.zeros(200))), fake, identity)
     assert found is not None
     assert -found.bias / found.lags[0] == pytest.approx((12 + 3) / 2, abs=0.2)
 
 
-def test_an_opinion_that_misleads_is_left_out_and_never_turned_round():
-    found = evidence(-0.5, -0.8, 0.3)
+def weighed(network: float, share: float, n: int = 40_000):
+    """Labels drawn with log-odds network * difference + share * (lag evidence) + 0.2."""
+    rng = np.random.default_rng(4)
+    base = Evidence(0.0, (-1.5, 0.5), 5.0)
+    difference, peaks = rng.normal(0, 2, n), rng.normal(5, 1, (n, 2))
+    known = peaks @ np.array(base.lags) + base.bias
+    fake = rng.random(n) < 1 / (1 + np.exp(-(network * difference + share * known + 0.2)))
+    return base, add_network(base, difference, peaks, fake.astype(int), np.zeros(n))
+
+
+def test_an_opinion_that_helps_is_weighed_with_the_lag_evidence():
+    base, found = weighed(0.7, 0.5)
     assert found is not None
-    assert found.network == 0
-    assert found.lags[0] < -0.3
-    assert found.lags[1] > 0.1
+    assert found.network == pytest.approx(0.7, rel=0.1)
+    assert found.lags == pytest.approx((0.5 * base.lags[0], 0.5 * base.lags[1]), rel=0.1)
 
 
-def test_no_evidence_where_lips_in_time_would_speak_for_a_forgery():
-    assert evidence(0.5, 0.8, 0.3) is None
-    assert fit_evidence(np.zeros(4), np.zeros((4, 2)), np.zeros(4), np.zeros(4)) is None
+def test_an_opinion_that_misleads_is_left_out_and_the_boundary_stays():
+    base, found = weighed(-0.5, 1.0)
+    assert found == base
+
+
+def test_lag_evidence_that_misleads_is_none():
+    assert weighed(0.7, -0.5)[1] is None
 
 
 def test_a_person_with_many_windows_weighs_no_more_than_one_with_few():

@@ -204,8 +204,9 @@ class TestRun:
 
     def test_early_stopping_and_the_log_say_when(self, noise: Path, tmp_path: Path):
         config = dataclasses.replace(
-            CONFIG, align_steps=0, joint_steps=40, lr=1e-9, validate_every=2, patience=2
-        )
+            CONFIG, align_steps=0, joint_steps=40, lr=1e-9, validate_every=2, patience=2,
+            frozen_norm=True,
+        )  # fmt: skip
         result = train(config, MODEL, PreparedSet(noise), tmp_path, resume=False)
         rows = [json.loads(x) for x in (tmp_path / "log.jsonl").read_text().splitlines()]
         validations = [r["step"] for r in rows if "validation" in r]

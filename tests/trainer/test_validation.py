@@ -37,12 +37,14 @@ def test_what_is_found_is_what_the_model_says(
     before = score_windows(model, clips, STREAM)
     seen = []
 
-    def fit(difference, peaks, fake, identity):
+    def add(lags, difference, peaks, fake, identity):
         seen.append((difference, peaks))
-        return Evidence(network, (-0.4, 0.1), 1.5)
+        return lags._replace(network=network)
 
-    monkeypatch.setattr(validation, "fit_evidence", fit)
-    found = validation.weigh_evidence(model, before)
+    found_lags = Evidence(0.0, (-0.4, 0.1), 1.5)
+    monkeypatch.setattr(validation, "fit_lags", lambda *_: found_lags)
+    monkeypatch.setattr(validation, "add_network", add)
+    found = validation.weigh_evidence(model, before, before)
     after = score_windows(model, clips, STREAM)
     (difference, peaks) = seen[0]
     np.testing.assert_allclose(peaks, LAG_SCALE * before.lag_peaks, rtol=1e-6)
@@ -51,16 +53,18 @@ def test_what_is_found_is_what_the_model_says(
     np.testing.assert_array_equal(after.difference_v, before.difference_v)
 
 
+@pytest.mark.parametrize("silent", ["fit_lags", "add_network"])
 def test_without_an_answer_the_model_stays_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    silent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     torch.manual_seed(0)
     model = MSCT(MODEL)
     write_noise_set(tmp_path, splits={"a": "val"}, clips=1, tokens=50, crop_px=32)
     clips = PreparedSet(tmp_path).clips
     before = score_windows(model, clips, STREAM)
-    monkeypatch.setattr(validation, "fit_evidence", lambda *_: None)
-    assert validation.weigh_evidence(model, before) is None
+    monkeypatch.setattr(validation, "fit_lags", lambda *_: Evidence(0.0, (-0.4, 0.1), 1.5))
+    monkeypatch.setattr(validation, silent, lambda *_: None)
+    assert validation.weigh_evidence(model, before, before) is None
     after = score_windows(model, clips, STREAM)
     np.testing.assert_array_equal(after.difference_av, before.difference_av)
 
