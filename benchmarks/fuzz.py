@@ -90,7 +90,7 @@ class Worker:
     def __init__(self, command: Sequence[str], limit_s: float) -> None:
         self._command, self._limit_s = list(command), limit_s
         self._process: subprocess.Popen[bytes] | None = None
-        self._said = tempfile.TemporaryFile()
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - as long as this lives
         self._judged = 0
         self.starts = 0
 
