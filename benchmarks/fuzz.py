@@ -40,7 +40,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from json import loads
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -90,7 +90,7 @@ class Worker:
     def __init__(self, command: Sequence[str], limit_s: float) -> None:
         self._command, self._limit_s = list(command), limit_s
         self._process: subprocess.Popen[bytes] | None = None
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - as long as this lives
+        self._said: BinaryIO | None = None  # its standard error
         self._judged = 0
         self.starts = 0
 
@@ -127,11 +127,12 @@ class Worker:
             except BrokenPipeError:  # a path that it never read
                 continue
         self._process = None
+        if self._said is not None:
+            self._said.close()
 
     def _start(self) -> None:
         self.close()
-        self._said.seek(0)
-        self._said.truncate()
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process lives
         self._process = subprocess.Popen(
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said,
             cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -163,14 +164,15 @@ class Worker:
     def _end(self) -> str:
         """How the process ended, and the last that it said."""
         assert self._process is not None
+        assert self._said is not None
         try:
             code = self._process.wait(5)
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         except subprocess.TimeoutExpired:
             how = "no answer"
-        self.close()
         self._said.seek(0)
         said = self._said.read().decode(errors="replace").strip().splitlines()
+        self.close()
         return "\n".join([how, *said[-fuzz_worker.TRACE_LINES :]])
 
 
