@@ -280,10 +280,13 @@ def _local_file(path: str | os.PathLike[str]) -> Path:
         scheme = str(path).split("://", 1)[0]
         raise UsageError(f"{scheme}:// sources are not supported by this version; give a file")
     file = Path(path)
-    if not file.exists():
-        raise UsageError(f"{file}: no such file")
-    if not file.is_file():
-        raise MediaError(f"{file}: not a file")
-    if file.stat().st_size == 0:
-        raise MediaError(f"{file}: the file is empty")
+    try:
+        if not file.exists():
+            raise UsageError(f"{file}: no such file")
+        if not file.is_file():
+            raise MediaError(f"{file}: not a file")
+        if file.stat().st_size == 0:
+            raise MediaError(f"{file}: the file is empty")
+    except OSError as err:  # a name that is too long, a folder that nobody may look into
+        raise MediaError(f"{file}: cannot be looked up ({err.strerror})") from None
     return file

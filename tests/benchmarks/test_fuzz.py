@@ -15,7 +15,6 @@ from benchmarks.fuzz import FuzzError, Result, Worker, judge_one, summarise
 from benchmarks.fuzz_worker import Judged, answer
 from benchmarks.mutants import DAMAGE, RECIPES, Seed, make_seeds, mutant
 from runtime.errors import EXIT_ERROR, EXIT_OK, MediaError
-from runtime.samples import sample_clip
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="memory is read from /proc"
@@ -69,12 +68,14 @@ def test_a_mutant_has_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def seeds(tmp_path_factory: pytest.TempPathFactory) -> list[Seed]:
-    return make_seeds([sample_clip()], tmp_path_factory.mktemp("seeds"))
+def seeds(sample_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Seed]:
+    return make_seeds([sample_clip], tmp_path_factory.mktemp("seeds"))
 
 
-def test_the_clips_are_the_same_bytes_each_time(seeds: list[Seed], tmp_path: Path) -> None:
-    assert make_seeds([sample_clip()], tmp_path) == seeds
+def test_the_clips_are_the_same_bytes_each_time(
+    seeds: list[Seed], sample_clip: Path, tmp_path: Path
+) -> None:
+    assert make_seeds([sample_clip], tmp_path) == seeds
     assert [s.name for s in seeds[: len(RECIPES)]] == [r.name for r in RECIPES]
 
 
@@ -204,11 +205,14 @@ def test_the_summary_counts_and_names() -> None:
 # --- the command ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_thirty_mutants_of_a_real_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_thirty_mutants_of_a_real_clip(
+    sample_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "fuzz.json"
     code = fuzz.main(
-        ["--clips", str(sample_clip()), "--count", "30", "--jobs", "1", "--output", str(out)]
+        ["--clips", str(sample_clip), "--count", "30", "--jobs", "1", "--output", str(out)]
     )
     said = capsys.readouterr()
     assert code == EXIT_OK, said.out
