@@ -74,6 +74,8 @@ def pick_streams(av: Any, container: Any, name: str, *, thread_type: str) -> tup
         check_size(name, video.codec_context.width, video.codec_context.height)
         video.thread_type = thread_type
         video.codec_context.thread_count = min(DECODER_THREADS, os.cpu_count() or 1)
+        # pictures may grow on the way: the decoder refuses them before it asks for their memory
+        video.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     return video, audio
 
 

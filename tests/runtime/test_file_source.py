@@ -287,6 +287,18 @@ def test_frames_beyond_the_limit_are_refused(tmp_path: Path) -> None:
     one_line(caught, clip)
 
 
+def test_pictures_that_grow_beyond_the_limit_are_damage(tmp_path: Path) -> None:
+    """The decoder itself refuses them: their memory is never asked for."""
+    small = write_clip(tmp_path / "small.ts", seconds=1.0)
+    large = write_clip(tmp_path / "large.ts", size=(8000, 4800), times_ms=[1000], sound=None)
+    grown = tmp_path / "grown.ts"
+    grown.write_bytes(small.read_bytes() + large.read_bytes())
+    source, pictures, _ = read(grown)
+    assert len(pictures) == 25
+    assert {p.frame.shape for p in pictures} == {(120, 160, 3)}
+    assert source.damaged > 0
+
+
 def test_more_streams_than_any_broadcast_are_refused(tmp_path: Path) -> None:
     assert len(read(write_sounds(tmp_path / "many.mov", MAX_STREAMS))[2]) > 0
     with pytest.raises(MediaError, match="more than 64 streams"):
