@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Can a damaged or hostile file hurt?  Thousands of mutated clips through the whole product.
 
-    python -m benchmarks.fuzz --clips FOLDER|FILE... [--count 5000] [--seed 0] [--output J.json]
+    python -m benchmarks.fuzz --clips FOLDER|FILE... [--count 5000] [--seed 0] [--minutes M] [--output J.json]
     python -m benchmarks.fuzz --clips ... --only NUMBER [--keep DIR]
 
 The clips are written once in many containers and codecs, then damaged (:mod:`benchmarks.mutants`)
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import os
 import queue
 import re
@@ -191,8 +192,9 @@ def fuzz(
     limit_s: float,
     command: Sequence[str],
     keep: Path | None = None,
+    minutes: float | None = None,
 ) -> list[Result]:
-    """Judge mutants 0 to ``count`` - 1; by number."""
+    """Judge mutants 0 to ``count`` - 1, or as many of them as fit into ``minutes``; by number."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -220,6 +222,7 @@ def fuzz(
         pool = stack.enter_context(ThreadPoolExecutor(jobs))
         stack.callback(pool.shutdown, cancel_futures=True)
         results = []
+        end_s = math.inf if minutes is None else time.monotonic() + 60 * minutes
         for result in pool.map(judge, range(count)):
             results.append(result)
             bar.advance(task)
@@ -227,6 +230,8 @@ def fuzz(
                 console.print(f"{result.outcome}: mutant {result.number}, {result.damage}")
             if not console.is_terminal and len(results) % 500 == 0:
                 print(f"{len(results)} of {count}", file=sys.stderr, flush=True)
+            if time.monotonic() > end_s:
+                break
     return results
 
 
@@ -348,6 +353,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--clips", nargs="+", required=True, metavar="FOLDER|FILE")
     options.add_argument("--count", type=positive_int, default=5000, metavar="N")
     options.add_argument("--seed", type=_number, default=0)
+    options.add_argument("--minutes", type=_positive, metavar="M", help="then no more are begun")
     options.add_argument("--limit-s", type=_positive, default=20.0, help="for one mutant")
     options.add_argument(
         "--memory-mb", type=_positive, default=2000.0, help="that a worker may have resident"
@@ -378,7 +384,7 @@ def _run(options: argparse.Namespace) -> int:
     start = time.monotonic()
     results = fuzz(
         seeds, count=options.count, seed=options.seed, jobs=options.jobs,
-        limit_s=options.limit_s, keep=options.keep,
+        limit_s=options.limit_s, keep=options.keep, minutes=options.minutes,
         command=worker_command(options.model, options.memory_mb),
     )  # fmt: skip
     result = {

@@ -235,6 +235,16 @@ def test_a_failure_is_the_exit_code(
     assert "traceback: mutant 1" in capsys.readouterr().out
 
 
+def test_only_as_many_as_fit_into_the_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    slow = [sys.executable, "-c", WORKER.replace("path.read_text()", "time.sleep(0.1)")]
+    monkeypatch.setattr(fuzz, "worker_command", lambda model, memory_mb: slow)
+    monkeypatch.setattr(fuzz, "make_seeds", lambda clips, folder: SEEDS)
+    out = tmp_path / "fuzz.json"
+    arguments = ["--clips", __file__, "--count", "1000", "--minutes", "0.01", "--output", str(out)]
+    assert fuzz.main(arguments) == EXIT_OK
+    assert 0 < sum(json.loads(out.read_text())["counts"].values()) < 100
+
+
 def test_one_mutant_alone_runs_here_and_lets_a_traceback_through(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
