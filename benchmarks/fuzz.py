@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Can a damaged or hostile file hurt?  Thousands of mutated clips through the whole product.
 
-    python -m benchmarks.fuzz --clips FOLDER|FILE... [--count 5000] [--seed 0] [--minutes M] [--output J.json]
+    python -m benchmarks.fuzz --clips FOLDER|FILE... [--count 5000] [--seed 0] [--minutes M]
+                            [--output J.json]
     python -m benchmarks.fuzz --clips ... --only NUMBER [--keep DIR]
 
 The clips are written once in many containers and codecs, then damaged (:mod:`benchmarks.mutants`)
