@@ -33,13 +33,18 @@ class Resampler:
         self._inner: Any = None
 
     def push(self, frame: Any) -> list[Any]:
+        """Raises PyAV's FFmpegError for a layout of channels that there is not; the next may do."""
         form = (frame.format.name, frame.layout.name, frame.sample_rate)
         done = []
         if form != self._format:
             done = self.finish()
             self._inner = self._av.AudioResampler(format="flt", layout="mono", rate=self._rate_hz)
             self._format = form
-        return done + list(self._inner.resample(frame))
+        try:
+            return done + list(self._inner.resample(frame))
+        except self._av.FFmpegError:
+            self._format = self._inner = None
+            raise
 
     def finish(self) -> list[Any]:
         return list(self._inner.resample(None)) if self._inner is not None else []

@@ -219,11 +219,18 @@ class FileSource:
                 chunk = self._video_chunk(frame)
                 if chunk is not None:
                     yield chunk
-            elif is_sound_rate(frame.sample_rate):
-                yield from self._audio_chunks(resampler.push(frame))
             else:
-                self._packets_damaged += 1
+                yield from self._audio_chunks(self._resampled(resampler, frame))
         yield from self._audio_chunks(resampler.finish())
+
+    def _resampled(self, resampler: Resampler, frame: Any) -> list[Any]:
+        try:
+            if is_sound_rate(frame.sample_rate):
+                return resampler.push(frame)
+        except self._av.FFmpegError:
+            pass
+        self._packets_damaged += 1
+        return []
 
     def _frames(self) -> Iterator[Any]:
         """Decoded frames; a packet that does not decode is counted and passed over."""

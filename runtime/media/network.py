@@ -225,10 +225,14 @@ class NetworkSource(Reconnecting[Any]):
 
     def _sound(self, frame: Any, now: float) -> Iterator[AudioChunk]:
         assert self._resampler is not None
-        if not is_sound_rate(frame.sample_rate):
+        try:
+            pieces = self._resampler.push(frame) if is_sound_rate(frame.sample_rate) else None
+        except self._av.FFmpegError:
+            pieces = None
+        if pieces is None:
             self.drops["decode_error"] += 1
             return
-        for piece in self._resampler.push(frame):
+        for piece in pieces:
             samples = clean_samples(piece)
             pts_s = _seconds(piece.pts, piece.time_base)
             t_s = self._place("audio", pts_s, samples.size / self._rate_hz, now)

@@ -345,6 +345,34 @@ def test_sound_at_a_rate_that_cannot_be_is_never_resampled(tmp_path: Path, rate_
         assert source.damaged > 0
 
 
+def test_sound_that_cannot_be_resampled_is_damage_and_the_rest_is_heard(
+    tmp_path: Path,
+) -> None:
+    """FFmpeg's decoders pass on layouts of channels that its resampler refuses."""
+    import av
+
+    resample, calls = av.AudioResampler.resample, iter(range(10**6))
+
+    class Refusing:
+        def __init__(self, **options: Any) -> None:
+            self._inner = av.AudioResampler(**options)
+
+        def resample(self, frame: Any) -> Any:
+            if frame is not None and next(calls) == 3:
+                raise av.error.ArgumentError(22, "Invalid argument")
+            return resample(self._inner, frame)
+
+    clip = write_clip(tmp_path / "clip.wav", video=False)
+    with FileSource(clip) as source:
+        whole = type(source._av)("av")
+        whole.__dict__.update(vars(source._av))
+        whole.AudioResampler = Refusing
+        source._av = whole
+        heard = sum(c.samples.size for c in source if isinstance(c, AudioChunk))
+    assert source.damaged == 1
+    assert 40_000 < heard < 48_000
+
+
 def test_a_small_file_cannot_last_for_days(tmp_path: Path) -> None:
     """Each of its pictures claims to come 9.9 s after the one before."""
     clip = write_clip(tmp_path / "days.mkv", times_ms=[i * 9900 for i in range(1000)],
