@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.environment import ROOT
 from runtime.errors import MediaError, UsageError
 from runtime.verdict import Verdict
 
@@ -84,7 +85,7 @@ def answer(judge: Judge, path: Path, memory_mb: float) -> dict[str, Any]:
         outcome, detail, media_s = MEMORY, f"an allocation failed: {err}", 0.0
     except Exception:
         tail = traceback.format_exc().strip().splitlines()[-TRACE_LINES:]
-        outcome, detail, media_s = TRACEBACK, "\n".join(tail), 0.0
+        outcome, detail, media_s = TRACEBACK, "\n".join(tail).replace(f"{ROOT}/", ""), 0.0
     seconds, peak_mb = time.perf_counter() - start, _field_mb("VmHWM")
     if peak_mb > memory_mb:
         outcome, detail = MEMORY, f"{peak_mb:.0f} MB resident ({outcome}: {detail})"
