@@ -138,7 +138,7 @@ def write_loop(source: Path, target: Path, *, seconds: float, width: int, height
         while written < wanted:
             before = written
             samples: list[NDArray[np.float32]] = []
-            for item in _pictures_and_sound(source, samples):
+            for item in pictures_and_sound(source, samples):
                 if written == wanted:
                     break
                 picture = av.VideoFrame.from_ndarray(fit(item, width, height), format="rgb24")
@@ -159,7 +159,7 @@ def write_loop(source: Path, target: Path, *, seconds: float, width: int, height
         container.mux(audio.encode())
 
 
-def _pictures_and_sound(
+def pictures_and_sound(
     source: Path, samples: list[NDArray[np.float32]]
 ) -> Iterator[NDArray[np.uint8]]:
     """Pictures of one pass at 25 Hz; its sound is appended to ``samples`` on the way."""

@@ -37,12 +37,17 @@ def guarded(command: Callable[[], int]) -> int:
 
 
 def print_error(err: BaseException) -> None:
-    print(f"error: {' '.join(str(err).split())}", file=sys.stderr)
+    print(f"error: {plain(str(err))}", file=sys.stderr)
 
 
 def print_notice(line: str) -> None:
     """An outage of a live source, or its end: on standard error, when it happens."""
-    print(f"note: {line}", file=sys.stderr, flush=True)
+    print(f"note: {plain(line)}", file=sys.stderr, flush=True)
+
+
+def plain(text: str) -> str:
+    """One line without control characters: the names in it may be somebody else's."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
 # --- options --------------------------------------------------------------------------------

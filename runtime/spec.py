@@ -187,7 +187,7 @@ class PairSpec:
         """Raises :class:`SpecError` for text that is no spec, or is one of another version."""
         try:
             data = json.loads(text)
-        except (TypeError, ValueError) as err:
+        except (RecursionError, TypeError, ValueError) as err:
             raise SpecError(
                 f"the model's spec is not JSON ({err}); export the model again"
             ) from err
@@ -229,6 +229,8 @@ def build(cls: type[_T], data: Any) -> _T:
 
 
 def _convert(where: str, hint: Any, value: Any) -> Any:
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:  # JSON has them of any size
+        raise SpecError(f"{where}: a number beyond all bounds")
     if dataclasses.is_dataclass(hint):
         return build(hint, value)  # type: ignore[arg-type]
     origin = typing.get_origin(hint)

@@ -97,7 +97,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except OSError as err:
         raise ModelError(f"cannot read {path} ({err.strerror}); {REBUILD}") from err
-    except ValueError as err:
+    except (RecursionError, ValueError) as err:
         raise ModelError(f"{path} is damaged (no JSON); {REBUILD}") from err
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise ModelError(f"{path} is damaged (it lists no files); {REBUILD}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from runtime.media import Frame, Samples
 MAX_PIXELS = 36_000_000  # a little above 8K (7680 x 4320); one decoded frame takes 54 MB
 MAX_SIDE_PX = 1920  # longer frames are scaled down to this side
 MAX_FPS = 1000.0  # a nominal frame rate beyond it is not believed
+MAX_STREAMS = 64  # in one container; broadcasts have a few dozen
+MIN_SOUND_HZ = 4_000  # telephony has 8000; one byte at 1 Hz would become 16000 samples
+MAX_SOUND_HZ = 768_000  # four times what studios use
 DECODER_THREADS = 2  # a 640x480 stream needs a small share of one
 DISPLAY_MATRIX = "DISPLAYMATRIX"
 
@@ -29,13 +33,18 @@ class Resampler:
         self._inner: Any = None
 
     def push(self, frame: Any) -> list[Any]:
+        """Raises PyAV's FFmpegError for a layout of channels that there is not; the next may do."""
         form = (frame.format.name, frame.layout.name, frame.sample_rate)
         done = []
         if form != self._format:
             done = self.finish()
             self._inner = self._av.AudioResampler(format="flt", layout="mono", rate=self._rate_hz)
             self._format = form
-        return done + list(self._inner.resample(frame))
+        try:
+            return done + list(self._inner.resample(frame))
+        except self._av.FFmpegError:
+            self._format = self._inner = None
+            raise
 
     def finish(self) -> list[Any]:
         return list(self._inner.resample(None)) if self._inner is not None else []
@@ -70,7 +79,26 @@ def pick_streams(av: Any, container: Any, name: str, *, thread_type: str) -> tup
         check_size(name, video.codec_context.width, video.codec_context.height)
         video.thread_type = thread_type
         video.codec_context.thread_count = min(DECODER_THREADS, os.cpu_count() or 1)
+        # pictures may grow on the way: the decoder refuses them before it asks for their memory
+        video.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     return video, audio
+
+
+def next_packet(packets: Iterator[Any]) -> Any:
+    """Of a container's ``demux``; None at its end.
+
+    Where streams appear while a file is read (MPEG-TS, FLV), PyAV looks for the last packets of
+    them as well, at the end, in its list of those that were there when it was opened.
+    """
+    try:
+        return next(packets, None)
+    except IndexError:
+        return None
+
+
+def is_sound_rate(rate_hz: int) -> bool:
+    """Is it one that sound has?  Frames with another one are damaged, and not to be resampled."""
+    return MIN_SOUND_HZ <= rate_hz <= MAX_SOUND_HZ
 
 
 def clean_samples(frame: Any) -> Samples:  # [n]

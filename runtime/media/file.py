@@ -10,6 +10,8 @@ takes the rest of the stream with it (:class:`StreamClock`).
 Trust.  FFmpeg may open only the ``file`` protocol and the container formats listed here, so that a
 play list posing as a video reads nothing else; frames beyond ``MAX_PIXELS`` are refused and those
 longer than ``MAX_SIDE_PX`` scaled down while they are converted (:mod:`runtime.media.decoding`).
+A few bytes can claim to last for days: what is later than the file's size makes plausible
+(:data:`MIN_BYTES_PER_S`) is dropped and counted as damaged.
 """
 
 from __future__ import annotations
@@ -27,17 +29,21 @@ from runtime.errors import MediaError, UsageError
 from runtime.media import AudioChunk, MediaInfo, VideoChunk
 from runtime.media.decoding import (
     MAX_FPS,
+    MAX_STREAMS,
     Resampler,
     RgbConverter,
     check_size,
     clean_samples,
     import_av,
+    is_sound_rate,
+    next_packet,
     pick_streams,
     reason_of,
 )
 
 MAX_JUMP_S = 10.0  # a timestamp farther ahead must be confirmed by the next one
 MAX_GAP_S = 3600.0  # and one beyond this is never believed
+MIN_BYTES_PER_S = 100.0  # of a file, beyond its first hour; the thinnest speech codec has 75
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg,wav,w64,aiff,"
     "mp3,aac,flac,ac3,eac3,h264,hevc,m4v,ivf,mxf,gif,nut,caf"
@@ -49,11 +55,12 @@ class StreamClock:
 
     A timestamp not later than the last one is dropped.  One more than :data:`MAX_JUMP_S` ahead is
     dropped too, unless the next one agrees with it (a real gap, up to :data:`MAX_GAP_S`).  A
-    missing one is taken to be ``step_s`` after the last.
+    missing one is taken to be ``step_s`` after the last.  Nothing is later than ``limit_s``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit_s: float = math.inf) -> None:
         self.damaged = 0
+        self._limit_s = limit_s
         self._last_s = -math.inf
         self._candidate_s: float | None = None
 
@@ -64,7 +71,7 @@ class StreamClock:
             self.damaged += 1
             t_s = 0.0 if self._last_s == -math.inf else self._last_s + step_s
         candidate, self._candidate_s = self._candidate_s, None
-        if t_s <= self._last_s:
+        if not self._last_s < t_s <= self._limit_s:
             self.damaged += 1
             return None
         if t_s > origin + MAX_JUMP_S:
@@ -110,16 +117,26 @@ class FileSource:
         self._path = _local_file(path)
         self._rate_hz = sample_rate_hz
         self._packets_damaged = 0
-        self._video_clock = StreamClock()
-        self._audio_clock = StreamClock()
+        limit_s = MAX_GAP_S + self._path.stat().st_size / MIN_BYTES_PER_S
+        self._video_clock = StreamClock(limit_s)
+        self._audio_clock = StreamClock(limit_s)
         self._end_s = 0.0
         self.warnings: list[str] = []
         try:
             self._container: Any = self._av.open(
                 str(self._path),
-                options={"protocol_whitelist": "file", "format_whitelist": FORMATS},
+                options={
+                    "protocol_whitelist": "file",
+                    "format_whitelist": FORMATS,
+                    "max_streams": str(MAX_STREAMS),
+                },
                 metadata_errors="replace",
             )
+        except MemoryError:  # FFmpeg says so of too many streams, too
+            raise MediaError(
+                f"{self._path}: asks for more memory than there is, or has more than "
+                f"{MAX_STREAMS} streams"
+            ) from None
         except (self._av.FFmpegError, OSError, ValueError) as err:
             raise MediaError(
                 f"{self._path}: not a media file that can be read, or cut off ({reason_of(err)})"
@@ -203,8 +220,17 @@ class FileSource:
                 if chunk is not None:
                     yield chunk
             else:
-                yield from self._audio_chunks(resampler.push(frame))
+                yield from self._audio_chunks(self._resampled(resampler, frame))
         yield from self._audio_chunks(resampler.finish())
+
+    def _resampled(self, resampler: Resampler, frame: Any) -> list[Any]:
+        try:
+            if is_sound_rate(frame.sample_rate):
+                return resampler.push(frame)
+        except self._av.FFmpegError:
+            pass
+        self._packets_damaged += 1
+        return []
 
     def _frames(self) -> Iterator[Any]:
         """Decoded frames; a packet that does not decode is counted and passed over."""
@@ -212,7 +238,7 @@ class FileSource:
         packets = self._container.demux(*streams)
         while True:
             try:
-                packet = next(packets, None)
+                packet = next_packet(packets)
             except (self._av.FFmpegError, OSError):  # the container breaks off here
                 self._packets_damaged += 1
                 packet = None
@@ -261,10 +287,13 @@ def _local_file(path: str | os.PathLike[str]) -> Path:
         scheme = str(path).split("://", 1)[0]
         raise UsageError(f"{scheme}:// sources are not supported by this version; give a file")
     file = Path(path)
-    if not file.exists():
-        raise UsageError(f"{file}: no such file")
-    if not file.is_file():
-        raise MediaError(f"{file}: not a file")
-    if file.stat().st_size == 0:
-        raise MediaError(f"{file}: the file is empty")
+    try:
+        if not file.exists():
+            raise UsageError(f"{file}: no such file")
+        if not file.is_file():
+            raise MediaError(f"{file}: not a file")
+        if file.stat().st_size == 0:
+            raise MediaError(f"{file}: the file is empty")
+    except OSError as err:  # a name that is too long, a folder that nobody may look into
+        raise MediaError(f"{file}: cannot be looked up ({err.strerror})") from None
     return file

@@ -29,11 +29,14 @@ from runtime.media.address import check_address, public_name, scheme_of
 from runtime.media.clock import LiveClock, SoundClock
 from runtime.media.decoding import (
     MAX_FPS,
+    MAX_STREAMS,
     Resampler,
     RgbConverter,
     check_size,
     clean_samples,
     import_av,
+    is_sound_rate,
+    next_packet,
     pick_streams,
     reason_of,
 )
@@ -96,6 +99,7 @@ class NetworkSource(Reconnecting[Any]):
         self._options = {
             "protocol_whitelist": access.protocols,
             "format_whitelist": access.formats,
+            "max_streams": str(MAX_STREAMS),
             **ANALYSE,
         }
         if scheme_of(url) in ("rtsp", "rtsps"):
@@ -191,7 +195,7 @@ class NetworkSource(Reconnecting[Any]):
         packets = container.demux(*streams)
         while True:
             try:
-                packet = next(packets, None)
+                packet = next_packet(packets)
             except self._av.error.ExitError:
                 raise StallError(f"{self.name}: nothing came for {self._stall_s:g} s") from None
             except (self._av.FFmpegError, OSError) as err:
@@ -221,7 +225,14 @@ class NetworkSource(Reconnecting[Any]):
 
     def _sound(self, frame: Any, now: float) -> Iterator[AudioChunk]:
         assert self._resampler is not None
-        for piece in self._resampler.push(frame):
+        try:
+            pieces = self._resampler.push(frame) if is_sound_rate(frame.sample_rate) else None
+        except self._av.FFmpegError:
+            pieces = None
+        if pieces is None:
+            self.drops["decode_error"] += 1
+            return
+        for piece in pieces:
             samples = clean_samples(piece)
             pts_s = _seconds(piece.pts, piece.time_base)
             t_s = self._place("audio", pts_s, samples.size / self._rate_hz, now)

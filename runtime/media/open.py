@@ -152,6 +152,13 @@ def _camera(source: str) -> int | None:
 
 
 def _expand(source: str) -> list[str]:
+    try:
+        return _find(source)
+    except OSError as err:  # a name that is too long, a folder that nobody may look into
+        raise UsageError(f"{source}: cannot be looked up ({err.strerror})") from None
+
+
+def _find(source: str) -> list[str]:
     if scheme_of(source) is not None:
         if csi_sensor(source) is None:
             check_address(source)

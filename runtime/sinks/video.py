@@ -21,6 +21,7 @@ import numpy as np
 
 from runtime.errors import DependencyError
 from runtime.media import AudioChunk, Samples
+from runtime.media.decoding import MAX_STREAMS, next_packet
 from runtime.media.file import FORMATS, OriginalSound
 from runtime.sinks import Picture
 from runtime.sinks.output import PendingFile
@@ -201,7 +202,11 @@ class _CopiedSound:
         self._av = av
         self._in = av.open(
             str(original.path),
-            options={"protocol_whitelist": "file", "format_whitelist": FORMATS},
+            options={
+                "protocol_whitelist": "file",
+                "format_whitelist": FORMATS,
+                "max_streams": str(MAX_STREAMS),
+            },
             metadata_errors="replace",
         )
         self._stream = self._in.streams[original.stream_index]
@@ -234,7 +239,8 @@ class _CopiedSound:
 
     def _read(self) -> Iterator[Any]:
         try:
-            for packet in self._in.demux(self._stream):
+            packets = self._in.demux(self._stream)
+            while (packet := next_packet(packets)) is not None:
                 if packet.dts is None or packet.size == 0:
                     continue
                 packet.dts -= self._zero

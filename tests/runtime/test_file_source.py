@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import math
+import wave
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,14 @@ from hypothesis import strategies as st
 
 from runtime.errors import MediaError, UsageError
 from runtime.media import AudioChunk, VideoChunk
-from runtime.media.decoding import MAX_SIDE_PX
-from runtime.media.file import MAX_GAP_S, MAX_JUMP_S, FileSource, StreamClock
+from runtime.media.decoding import (
+    MAX_SIDE_PX,
+    MAX_SOUND_HZ,
+    MAX_STREAMS,
+    MIN_SOUND_HZ,
+    next_packet,
+)
+from runtime.media.file import MAX_GAP_S, MAX_JUMP_S, MIN_BYTES_PER_S, FileSource, StreamClock
 from tests.runtime.clips import tone, write_clip
 
 
@@ -277,6 +285,103 @@ def test_frames_beyond_the_limit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="10000x3700 pixels are beyond the limit") as caught:
         FileSource(clip)
     one_line(caught, clip)
+
+
+def test_pictures_that_grow_beyond_the_limit_are_damage(tmp_path: Path) -> None:
+    """The decoder itself refuses them: their memory is never asked for."""
+    small = write_clip(tmp_path / "small.ts", seconds=1.0)
+    large = write_clip(tmp_path / "large.ts", size=(8000, 4800), times_ms=[1000], sound=None)
+    grown = tmp_path / "grown.ts"
+    grown.write_bytes(small.read_bytes() + large.read_bytes())
+    source, pictures, _ = read(grown)
+    assert len(pictures) == 25
+    assert {p.frame.shape for p in pictures} == {(120, 160, 3)}
+    assert source.damaged > 0
+
+
+def test_more_streams_than_any_broadcast_are_refused(tmp_path: Path) -> None:
+    assert len(read(write_sounds(tmp_path / "many.mov", MAX_STREAMS))[2]) > 0
+    with pytest.raises(MediaError, match="more than 64 streams"):
+        FileSource(write_sounds(tmp_path / "too_many.mov", MAX_STREAMS + 1))
+
+
+def write_sounds(path: Path, streams: int) -> Path:
+    import av
+
+    with av.open(str(path), "w") as out:
+        sounds = [out.add_stream("pcm_s16le", rate=8000, layout="mono") for _ in range(streams)]
+        for sound in sounds:
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
+            frame.sample_rate, frame.pts = 8000, 0
+            out.mux([*sound.encode(frame), *sound.encode()])
+    return path
+
+
+def test_streams_that_appear_while_a_file_is_read_end_it_in_peace() -> None:
+    """PyAV 18 looks up their last packets in its list of the streams that were there before."""
+
+    def demux() -> Iterator[str]:
+        yield "packet"
+        raise IndexError("list index out of range")
+
+    packets = demux()
+    assert next_packet(packets) == "packet"
+    assert next_packet(packets) is None
+
+
+@pytest.mark.parametrize("rate_hz", [1, MIN_SOUND_HZ - 1, MAX_SOUND_HZ + 1, 2**31 - 1])
+def test_sound_at_a_rate_that_cannot_be_is_never_resampled(tmp_path: Path, rate_hz: int) -> None:
+    """At 1 Hz six kilobytes would become fifty minutes."""
+    path = tmp_path / "slow.wav"
+    with wave.open(str(path), "wb") as out:
+        out.setparams((1, 2, 8000, 0, "NONE", ""))
+        out.writeframes(bytes(6000))
+    data = bytearray(path.read_bytes())
+    data[24:28] = rate_hz.to_bytes(4, "little")
+    path.write_bytes(data)
+    with FileSource(path) as source:
+        with pytest.raises(MediaError, match="nothing in it could be decoded"):
+            list(source)
+        assert source.damaged > 0
+
+
+def test_sound_that_cannot_be_resampled_is_damage_and_the_rest_is_heard(
+    tmp_path: Path,
+) -> None:
+    """FFmpeg's decoders pass on layouts of channels that its resampler refuses."""
+    import av
+
+    resample, calls = av.AudioResampler.resample, iter(range(10**6))
+
+    class Refusing:
+        def __init__(self, **options: Any) -> None:
+            self._inner = av.AudioResampler(**options)
+
+        def resample(self, frame: Any) -> Any:
+            if frame is not None and next(calls) == 3:
+                raise av.error.ArgumentError(22, "Invalid argument")
+            return resample(self._inner, frame)
+
+    clip = write_clip(tmp_path / "clip.wav", video=False)
+    with FileSource(clip) as source:
+        whole = type(source._av)("av")
+        whole.__dict__.update(vars(source._av))
+        whole.AudioResampler = Refusing
+        source._av = whole
+        heard = sum(c.samples.size for c in source if isinstance(c, AudioChunk))
+    assert source.damaged == 1
+    assert 40_000 < heard < 48_000
+
+
+def test_a_small_file_cannot_last_for_days(tmp_path: Path) -> None:
+    """Each of its pictures claims to come 9.9 s after the one before."""
+    clip = write_clip(tmp_path / "days.mkv", times_ms=[i * 9900 for i in range(1000)],
+                      size=(16, 16), sound=None)  # fmt: skip
+    source, pictures, _ = read(clip)
+    limit_s = MAX_GAP_S + clip.stat().st_size / MIN_BYTES_PER_S
+    assert limit_s - 10 < pictures[-1].t_s <= limit_s < 9000
+    assert source.damaged == 1000 - len(pictures)
+    assert "of the 9890.1 s it declares" in source.warnings[0]
 
 
 @pytest.mark.parametrize("rate", [180_000.0, 0.0, math.nan, math.inf, -25.0, None])

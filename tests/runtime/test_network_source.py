@@ -179,6 +179,15 @@ def test_damaged_packets_are_counted_and_passed_over(tmp_path: Path) -> None:
     assert max(times(chunks, VideoChunk)) > 3.0
 
 
+def test_sound_at_a_rate_that_cannot_be_is_dropped_and_counted(tmp_path: Path) -> None:
+    """At 1 Hz each second of work would become hours of sound."""
+    body = bytearray(write_clip(tmp_path / "slow.wav", seconds=1.0, video=False).read_bytes())
+    body[24:28] = (1).to_bytes(4, "little")
+    with http_server([Response(bytes(body), hang=True)]) as url, NetworkSource(url) as source:
+        assert read(source, until_s=2) == []
+        assert source.drops["decode_error"] > 0
+
+
 @pytest.mark.parametrize("fps", [10.0, 60.0])
 def test_any_frame_rate(fps: float, tmp_path: Path) -> None:
     body = ts(tmp_path, fps=fps)
