@@ -120,15 +120,26 @@ class RgbConverter:
 
     One scaler for all frames, in one thread.  By default PyAV makes one for each frame, which keeps
     threads of its own for as long as the frame lives: ten times the work, and hundreds of threads.
+
+    How a picture is to be turned is read once, and again where its angle changes: PyAV 18 puts a
+    frame whose side data was looked at in a reference cycle, so that it keeps its memory until the
+    garbage collector comes by, which under a steady stream is seldom.
     """
 
     def __init__(self, av: Any) -> None:
         self._scaler = av.video.reformatter.VideoReformatter()
         self._lock = threading.Lock()  # chunks may be read by any thread
+        self._angle: int | None = None  # of the frame whose matrix this is; None: none seen yet
+        self._matrix: bytes | None = None
 
     def __call__(self, frame: Any) -> Frame:  # [H, W, 3]
         scale = min(1.0, MAX_SIDE_PX / max(frame.width, frame.height))
         with self._lock:
+            if frame.rotation != self._angle:
+                found = frame.side_data.get(DISPLAY_MATRIX)
+                self._angle = frame.rotation
+                self._matrix = None if found is None else bytes(found)
+            matrix = self._matrix
             scaled = self._scaler.reformat(
                 frame,
                 width=max(1, round(frame.width * scale)),
@@ -137,8 +148,7 @@ class RgbConverter:
                 threads=1,
             )
         rgb: Frame = scaled.to_ndarray()
-        matrix = frame.side_data.get(DISPLAY_MATRIX)
-        return rgb if matrix is None else _display(rgb, bytes(matrix))
+        return rgb if matrix is None else _display(rgb, matrix)
 
 
 def _display(rgb: Frame, matrix: bytes) -> Frame:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import wave
 from collections.abc import Iterator
@@ -455,3 +456,22 @@ def test_clock_output_always_rises_and_nothing_is_lost_uncounted(times: list[flo
     assert all(a < b for a, b in pairwise(used))
     assert all(math.isfinite(t) for t in used)
     assert len(times) - len(used) <= clock.damaged
+
+
+@pytest.mark.parametrize("rotation", [0, 90])
+def test_a_frame_is_gone_with_its_chunk(tmp_path: Path, rotation: int) -> None:
+    """Not when the garbage collector comes by: decoded frames are large, and wait for it."""
+    av = pytest.importorskip("av")
+    if rotation and not hasattr(av.VideoStream, "set_display_rotation"):
+        pytest.skip("this PyAV cannot write a rotation")
+    path = write_clip(tmp_path / "c.mp4", seconds=2.0, rotation=rotation)
+    gc.collect()
+    gc.disable()
+    try:
+        with FileSource(path) as source:
+            pictures = sum(c.frame.size > 0 for c in source if isinstance(c, VideoChunk))
+            alive = sum(type(o) is av.VideoFrame for o in gc.get_objects())
+    finally:
+        gc.enable()
+    assert pictures == 50
+    assert alive <= 3  # the last one, and the first, whose side data said how to turn them all
