@@ -72,9 +72,10 @@ def seeds(sample_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> list[S
     return make_seeds([sample_clip], tmp_path_factory.mktemp("seeds"))
 
 
-def test_the_clips_are_the_same_bytes_each_time(
-    seeds: list[Seed], sample_clip: Path, tmp_path: Path
-) -> None:
+def test_the_clips_are_the_same_bytes_each_time(sample_clip: Path, tmp_path: Path) -> None:
+    """One after the other: FFmpeg's AAC gives another byte once a library has the process flush
+    denormal numbers, as torch and dlib may in between."""
+    seeds = make_seeds([sample_clip], tmp_path)
     assert make_seeds([sample_clip], tmp_path) == seeds
     assert [s.name for s in seeds[: len(RECIPES)]] == [r.name for r in RECIPES]
 

@@ -404,22 +404,37 @@ def person(grid_dir: Path) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_hiss_makes_false_alarms_and_a_calibration_ends_them(
+def test_under_hiss_the_model_abstains_until_it_is_calibrated_and_then_raises_no_false_alarm(
     person: list[Path], real_pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own, new = [person[0], *person[2:]], person[1]
-    elsewhere(monkeypatch, snr_db=25.0)
+    elsewhere(monkeypatch, snr_db=8.0)
     model, output = ("--model", real_pair), tmp_path / "site.json"
     sources = [part for path in own for part in ("--source", path)]
     assert run(*sources, *model, "--false-alarm-rate", 0.25, "--output", output) == 0
     site = SiteCalibration.read(output)
-    assert (site.blocks, site.offset.tokens, site.offset.found) == (3, 0, True)
-    assert site.threshold.alarms_before >= 2
+    assert (site.blocks, site.offset.found) == (3, True)
     before = verdicts("--source", new, *model, folder=tmp_path)
     after = verdicts("--source", new, *model, "--site", output, folder=tmp_path)
-    assert "fake" in {v["label"] for v in before}
+    judged = [sum(v["label"] != "abstain" for v in each) for each in (before, after)]
+    assert judged[0] < judged[1]
     assert "fake" not in {v["label"] for v in after}
-    assert [v["p_fake"] for v in before] == [v["p_fake"] for v in after]
+
+
+def test_a_threshold_above_the_footages_own_scores_ends_its_false_alarms(
+    person: list[Path], real_pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Louder hiss: within the lowered domain bound the shipped threshold would accuse."""
+    own, new = [person[0], *person[2:]], person[1]
+    elsewhere(monkeypatch, snr_db=2.0)
+    model, output = ("--model", real_pair), tmp_path / "site.json"
+    sources = [part for path in own for part in ("--source", path)]
+    assert run(*sources, *model, "--false-alarm-rate", 0.25, "--output", output) == 0
+    site = SiteCalibration.read(output)
+    assert site.threshold.alarms_before >= 1
+    assert site.threshold.threshold > site.threshold.replaces
+    after = verdicts("--source", new, *model, "--site", output, folder=tmp_path)
+    assert "fake" not in {v["label"] for v in after}
 
 
 @pytest.mark.slow
