@@ -385,6 +385,9 @@ def _run(options: argparse.Namespace) -> int:
     width, height = options.size
     server: RtspServer | None = None
     with ExitStack() as stack:
+        # else a terminated soak would leave its stream and its server behind
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        stack.callback(signal.signal, signal.SIGTERM, before)
         source = options.source
         if not is_live(source):
             if reason := why_no_rtsp_server():

@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,3 +115,29 @@ def test_half_a_minute_with_a_restart(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "server restarted" in capsys.readouterr().out
     assert picture.stat().st_size > 10_000
     assert time.monotonic() - start < 170
+
+
+@pytest.mark.timeout(120)
+def test_terminated_it_leaves_no_stream_behind(tmp_path: Path) -> None:
+    psutil = pytest.importorskip("psutil", reason="psutil is not installed (extra dev)")
+    pytest.importorskip("prometheus_client", reason="extra metrics is not installed")
+    if reason := why_no_rtsp_server():
+        pytest.skip(reason)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.soak", "--as-is", "--source", str(sample_clip())],
+        cwd=Path(__file__).resolve().parents[2], stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        family: list[Any] = []
+        deadline = time.monotonic() + 60
+        while len(family) < 2 and time.monotonic() < deadline:  # the server and the stream
+            time.sleep(0.1)
+            family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) == 2
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
+        _, alive = psutil.wait_procs(family, timeout=30)
+        assert alive == []
+    finally:
+        process.kill()
+        process.wait()
