@@ -52,6 +52,7 @@ class LiveClock:
         """A connection begins; its timestamps may count from anywhere."""
         for track in self._tracks.values():
             track.offset_s = None
+        self._lead_s = 0.0  # another sender's buffer: what came soonest of it is not known yet
 
     def captured_s(self, t_s: float) -> float:
         """When that stream time was, in monotonic seconds.

@@ -126,6 +126,18 @@ def test_a_buffer_that_is_sent_at_once_counts_from_its_youngest_picture() -> Non
     assert clock.captured_s(1.0) == pytest.approx(100.04)
 
 
+def test_another_connection_is_not_late_because_the_first_one_sent_its_buffer_at_once() -> None:
+    clock = LiveClock()
+    burst = [("video", 10.0 + i * STEP_S, 5.0) for i in range(26)]  # a second of the past at once
+    play(clock, [*burst, *steady(11.04, 5.04, n=50)])
+    clock.connect()
+    items = steady(500.0, 12.0)
+    found = by_kind(items, play(clock, items))["video"]
+    assert found == sorted(found)
+    lags = [12.0 + i * STEP_S - clock.captured_s(t) for i, t in enumerate(found)]
+    assert lags == pytest.approx([0.0] * 50, abs=0.011)  # the sound is 10 ms ahead
+
+
 @pytest.mark.parametrize("rate", [10.0, 60.0])
 def test_any_frame_rate(rate: float) -> None:
     clock = LiveClock()
