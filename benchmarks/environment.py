@@ -80,15 +80,21 @@ def usable_cores() -> int:
 
 def peak_memory_mb() -> float:
     """Highest resident memory of this process so far, in MB (10^6 bytes)."""
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss would also count the parent's pages from before the exec
-        for line in status.read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
+    if Path("/proc/self/status").exists():
+        # ru_maxrss would also count the parent's pages from before the exec
+        return memory_field_mb("VmHWM")
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if platform.system() == "Darwin" else peak * 1024 / 1e6
+
+
+def memory_field_mb(name: str) -> float:
+    """VmHWM, VmSize and the like of this process, as Linux counts it, in MB (10^6 bytes)."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise OSError(f"/proc/self/status has no {name}")
 
 
 def _git(*arguments: str) -> str:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.environment import ROOT
+from benchmarks.environment import ROOT, memory_field_mb
 from runtime.errors import MediaError, UsageError
 from runtime.verdict import Verdict
 
@@ -86,7 +86,7 @@ def answer(judge: Judge, path: Path, memory_mb: float) -> dict[str, Any]:
     except Exception:
         tail = traceback.format_exc().strip().splitlines()[-TRACE_LINES:]
         outcome, detail, media_s = TRACEBACK, "\n".join(tail).replace(f"{ROOT}/", ""), 0.0
-    seconds, peak_mb = time.perf_counter() - start, _field_mb("VmHWM")
+    seconds, peak_mb = time.perf_counter() - start, memory_field_mb("VmHWM")
     if peak_mb > memory_mb:
         outcome, detail = MEMORY, f"{peak_mb:.0f} MB resident ({outcome}: {detail})"
     return {
@@ -103,21 +103,13 @@ def serve(judge: Judge, memory_mb: float) -> None:
     faulthandler.enable()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no answer
-    limit = round((_field_mb("VmSize") + memory_mb) * 1e6)
+    limit = round((memory_field_mb("VmSize") + memory_mb) * 1e6)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     print(READY, file=answers, flush=True)
     for line in sys.stdin:
         result = answer(judge, Path(line.rstrip("\n")), memory_mb)
         print(json.dumps(result), file=answers, flush=True)
-
-
-def _field_mb(name: str) -> float:
-    """Of this process, as Linux counts it; 10^6 bytes."""
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise OSError(f"/proc/self/status has no {name}")
 
 
 def _forget_peak() -> None:

@@ -249,8 +249,8 @@ class StreamRun:
             self._lag.add(time.monotonic(), captured_s)
 
     def look_at(self, feed: Feed) -> None:
-        """Takes over what the feed of a live source knows so far: drops, clock, lag."""
-        self.summary.drops, self.summary.lag = feed.drops, self._lag.report()
+        """Takes over what the feed of a live source knows so far: drops and clock."""
+        self.summary.drops = feed.drops
         if isinstance(self._source, LiveSource):
             self.summary.clock = self._source.clock
 
@@ -262,7 +262,7 @@ class StreamRun:
         """The session has finished: what is left to say, also to the sinks."""
         summary = self.summary
         summary.damaged, summary.warnings = self._source.damaged, list(self._source.warnings)
-        summary.wall_s = wall_s
+        summary.wall_s, summary.lag = wall_s, self._lag.report()
         for sink in self._media_sinks:
             sink.end(summary)
         return summary
