@@ -89,12 +89,16 @@ def peak_memory_mb() -> float:
     return peak / 1e6 if platform.system() == "Darwin" else peak * 1024 / 1e6
 
 
-def memory_field_mb(name: str) -> float:
-    """VmHWM, VmSize and the like of this process, as Linux counts it, in MB (10^6 bytes)."""
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+def memory_field_mb(name: str, pid: int | None = None) -> float:
+    """VmHWM, VmSize and the like of a process (this one), as Linux counts it, in MB (10^6 bytes).
+
+    Raises OSError where the process is gone.
+    """
+    status = Path(f"/proc/{'self' if pid is None else pid}/status")
+    for line in status.read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024 / 1e6
-    raise OSError(f"/proc/self/status has no {name}")
+    raise OSError(f"{status} has no {name}")
 
 
 def _git(*arguments: str) -> str:

@@ -144,7 +144,7 @@ class Scorer:
 
         Raises :class:`DependencyError`, which is about the machine and not about the clip.
         """
-        from runtime.media.file import FileSource
+        from runtime.media.isolated import IsolatedFile
         from runtime.pipeline import run
 
         start = time.perf_counter()
@@ -152,7 +152,7 @@ class Scorer:
         row["provider"] = self._backend.provider
         offsets = _Offsets()
         try:
-            with FileSource(os.fsdecode(clip.file)) as source:
+            with IsolatedFile(os.fsdecode(clip.file)) as source:
                 row["video"], row["audio"] = source.info.has_video, source.info.has_audio
                 summary = run(
                     source,

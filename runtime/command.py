@@ -65,6 +65,9 @@ def add_source_options(p: argparse.ArgumentParser) -> None:
                         "its name), or none (default: same)")  # fmt: skip
     p.add_argument("--rtsp-transport", choices=("tcp", "udp"), default="tcp",
                    help="what carries RTSP's media (default: tcp)")  # fmt: skip
+    p.add_argument("--decoder", choices=("process", "inline"), default="process",
+                   help="decode files in a process of their own, with limits on memory and time, "
+                        "or in this one (default: process)")  # fmt: skip
 
 
 def add_model_options(p: argparse.ArgumentParser) -> None:
@@ -148,6 +151,7 @@ def open_input(name: str, options: argparse.Namespace, sample_rate_hz: int) -> S
         transport=options.rtsp_transport,
         sample_rate_hz=sample_rate_hz,
         notice=print_notice,
+        isolated=options.decoder == "process",
     )
 
 

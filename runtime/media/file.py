@@ -114,7 +114,7 @@ class FileSource:
     def __init__(self, path: str | os.PathLike[str], *, sample_rate_hz: int = 16_000) -> None:
         self._av = import_av()
         self._to_rgb = RgbConverter(self._av)
-        self._path = _local_file(path)
+        self._path = local_file(path)
         self._rate_hz = sample_rate_hz
         self._packets_damaged = 0
         limit_s = MAX_GAP_S + self._path.stat().st_size / MIN_BYTES_PER_S
@@ -282,7 +282,7 @@ class FileSource:
                 yield AudioChunk(t_s, samples)
 
 
-def _local_file(path: str | os.PathLike[str]) -> Path:
+def local_file(path: str | os.PathLike[str]) -> Path:
     if "://" in str(path):
         scheme = str(path).split("://", 1)[0]
         raise UsageError(f"{scheme}:// sources are not supported by this version; give a file")

@@ -86,18 +86,20 @@ def open_source(
     transport: str = "tcp",
     sample_rate_hz: int = 16_000,
     notice: Notice = silent,
+    isolated: bool = True,
 ) -> Source:
     """One source of :func:`expand_sources`, open.
 
     sound : default ``same``; a microphone replaces the source's own sound
     transport : of RTSP, ``tcp`` or ``udp``
     notice : is told the outages of a live source
+    isolated : decode a file in a process of its own (:mod:`runtime.media.isolated`)
 
     Raises :class:`runtime.errors.UserError` where it cannot be opened.
     """
     sound = sound or Sound()
     if sound.kind != "mic":
-        return _open(source, transport, sample_rate_hz, notice)
+        return _open(source, transport, sample_rate_hz, notice, isolated)
     if not is_live(source):
         raise UsageError(f"{source}: a microphone goes with a live source, not with a file")
     from runtime.media.joined import JoinedSource
@@ -105,7 +107,7 @@ def open_source(
 
     microphone = MicrophoneSource(sound.device, sample_rate_hz=sample_rate_hz, notice=notice)
     try:
-        pictures = _open(source, transport, sample_rate_hz, notice)
+        pictures = _open(source, transport, sample_rate_hz, notice, isolated)
         try:
             return JoinedSource(_live(pictures), microphone)
         except BaseException:
@@ -124,10 +126,13 @@ def _live(source: Source) -> LiveSource:
     return source
 
 
-def _open(source: str, transport: str, sample_rate_hz: int, notice: Notice) -> Source:
+def _open(
+    source: str, transport: str, sample_rate_hz: int, notice: Notice, isolated: bool
+) -> Source:
     from runtime.media.camera import CameraSource
     from runtime.media.csi import CsiSource
     from runtime.media.file import FileSource
+    from runtime.media.isolated import IsolatedFile
     from runtime.media.network import NetworkSource
 
     if source == BROWSER:
@@ -142,7 +147,8 @@ def _open(source: str, transport: str, sample_rate_hz: int, notice: Notice) -> S
     index = _camera(source)
     if index is not None:
         return CameraSource(index, notice=notice)
-    return FileSource(source, sample_rate_hz=sample_rate_hz)
+    open_file = IsolatedFile if isolated else FileSource
+    return open_file(source, sample_rate_hz=sample_rate_hz)
 
 
 def _camera(source: str) -> int | None:
