@@ -178,10 +178,10 @@ class Worker:
         return "\n".join([how, *said[-fuzz_worker.TRACE_LINES :]])
 
 
-def worker_command(model: str, memory_mb: float) -> list[str]:
+def worker_command(model: str, decoder: str, memory_mb: float) -> list[str]:
     """A RuntimeWarning (NaN, overflow) in what the product computes is a failure, too."""
     python = [sys.executable, "-W", "error::RuntimeWarning"]
-    return [*python, "-m", "benchmarks.fuzz_worker", model, str(memory_mb)]
+    return [*python, "-m", "benchmarks.fuzz_worker", model, decoder, str(memory_mb)]
 
 
 def fuzz(
@@ -258,8 +258,9 @@ def judge_one(
     return result
 
 
-def only(seeds: Sequence[Seed], seed: int, number: int, model: str, keep: Path | None) -> int:
+def only(seeds: Sequence[Seed], options: argparse.Namespace) -> int:
     """One mutant in this process, for a debugger: a crash or a traceback is let through."""
+    seed, number, keep = options.seed, options.only, options.keep
     made = mutant(seeds, seed, number)
     print(f"mutant {number} of seed {seed}: {made.description}")
     with tempfile.TemporaryDirectory(prefix="msct-fuzz-") as temporary:
@@ -267,7 +268,7 @@ def only(seeds: Sequence[Seed], seed: int, number: int, model: str, keep: Path |
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"mutant-{seed}-{number:06}{made.suffix}"
         path.write_bytes(made.data)
-        outcome, detail, media_s = fuzz_worker.product(model)(path)
+        outcome, detail, media_s = fuzz_worker.product(options.model, options.decoder)(path)
     print(f"{outcome}: {detail}, {media_s:.1f} s")
     return EXIT_OK
 
@@ -361,6 +362,10 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--jobs", type=positive_int, default=usable_cores(), help="workers")
     options.add_argument("--model", default=DEFAULT_PRESET, help="a preset, or a pair's folder")
+    options.add_argument(
+        "--decoder", choices=fuzz_worker.DECODERS, default=fuzz_worker.INLINE,
+        help="as of runtime.stream; inline (default) shows what the decoders do to a process",
+    )  # fmt: skip
     options.add_argument("--only", type=_number, metavar="NUMBER", help="judge this one again")
     options.add_argument("--keep", type=Path, metavar="DIR", help="store the failing files")
     options.add_argument("--output", type=Path, metavar="FILE.json")
@@ -381,12 +386,12 @@ def _run(options: argparse.Namespace) -> int:
         print("making the clips ...", file=sys.stderr)
         seeds = make_seeds(clips, Path(folder))
     if options.only is not None:
-        return only(seeds, options.seed, options.only, options.model, options.keep)
+        return only(seeds, options)
     start = time.monotonic()
     results = fuzz(
         seeds, count=options.count, seed=options.seed, jobs=options.jobs,
         limit_s=options.limit_s, keep=options.keep, minutes=options.minutes,
-        command=worker_command(options.model, options.memory_mb),
+        command=worker_command(options.model, options.decoder, options.memory_mb),
     )  # fmt: skip
     result = {
         "benchmark": "fuzz",
@@ -400,6 +405,7 @@ def _run(options: argparse.Namespace) -> int:
             "memory_mb": options.memory_mb,
             "jobs": options.jobs,
             "model": options.model,
+            "decoder": options.decoder,
         },
         "wall_s": round(time.monotonic() - start, 1),
         **summarise(results),

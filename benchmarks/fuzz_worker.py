@@ -28,6 +28,7 @@ from runtime.verdict import Verdict
 VERDICT, ABSTAINED, ERROR = "verdict", "abstained", "error"  # as it should be
 TRACEBACK, MEMORY = "traceback", "memory"  # failures that a worker survives
 READY = "ready"
+INLINE, PROCESS = DECODERS = ("inline", "process")
 TRACE_LINES = 12
 
 
@@ -49,20 +50,23 @@ class _Lines:
         verdict.to_json()
 
 
-def product(model: str) -> Judge:
-    """The path of ``runtime.stream``: the model is loaded once, the rest is new for each file."""
+def product(model: str, decoder: str = INLINE) -> Judge:
+    """The path of ``runtime.stream --decoder``: the model is loaded once, the rest is new for each
+    file."""
     import dlib
 
     from runtime.backends import load_backend
     from runtime.media.file import FileSource
+    from runtime.media.isolated import IsolatedFile
     from runtime.pipeline import run
 
+    open_file = FileSource if decoder == INLINE else IsolatedFile
     # Half a second to make, no state between pictures, and one file at a time here: made once.
     dlib.get_frontal_face_detector = functools.cache(dlib.get_frontal_face_detector)
     backend = load_backend(model)
 
     def judge(path: Path) -> Judged:
-        with FileSource(path, sample_rate_hz=backend.spec.audio.sample_rate_hz) as source:
+        with open_file(path, sample_rate_hz=backend.spec.audio.sample_rate_hz) as source:
             summary = run(source, backend, sinks=[_Lines()])
         labels = {label: n for label, n in summary.stats.labels.items() if n}
         outcome = VERDICT if set(labels) - {"abstain"} else ABSTAINED
@@ -117,8 +121,8 @@ def _forget_peak() -> None:
 
 
 def main() -> None:
-    model, memory_mb = sys.argv[1:]
-    serve(product(model), float(memory_mb))
+    model, decoder, memory_mb = sys.argv[1:]
+    serve(product(model, decoder), float(memory_mb))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 """The process in which a file is decoded, away from the one that judges.
 
 A file of unknown origin goes through a million lines of C (FFmpeg).  Here a crash takes nothing
-with it but this process, and what it may use has limits: :func:`confine`.  The other end is
+with it but this process, what it may use has limits (:func:`confine`), and where the kernel has
+Landlock it reads that file and nothing else of anybody's (:func:`shut_in`).  The other end is
 :class:`runtime.media.isolated.IsolatedFile`, which starts it and believes nothing that comes.
 
 What goes over standard output, message by message: the length of a header (uint32, little endian),
@@ -11,7 +12,7 @@ the header (JSON), and as many bytes of pixels or samples as its ``size`` says.
 ========= ====================================================================================
 ``kind``  the rest of the header
 ========= ====================================================================================
-info      ``info``: the fields of MediaInfo; ``sound``: stream_index and zero_s, or null
+info      ``info``: the fields of MediaInfo; ``sound``: index and zero_s, or null
 video     ``t_s``, ``shape`` [H, W, 3] of uint8, ``damaged`` so far
 audio     ``t_s``, float32 samples, ``damaged`` so far
 end       ``damaged``, ``warnings``
@@ -32,13 +33,14 @@ import struct
 import sys
 import threading
 import traceback
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import MediaError, UserError
-from runtime.media import VideoChunk
+from runtime.media import VideoChunk, landlock
 from runtime.media.file import FileSource
 
 LENGTH = struct.Struct("<I")
@@ -61,6 +63,15 @@ def confine(memory_mb: int) -> None:
         hard = resource.getrlimit(what)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(what, (most, most))
+
+
+def shut_in(path: Path) -> None:
+    """From here on: this file alone, and Python's own where something is imported late."""
+    import av
+
+    own = [Path(file).parent for file in (os.__file__, np.__file__, av.__file__, __file__)]
+    libraries = [folder.with_name(f"{folder.name}.libs") for folder in own]
+    landlock.restrict([path, *own, *(folder for folder in libraries if folder.is_dir())])
 
 
 def send(out: BinaryIO, kind: str, data: Array | None = None, **fields: Any) -> None:
@@ -97,6 +108,7 @@ def main() -> None:
 
         import_av()  # before the limits: what it maps is not the file's
         confine(memory_mb)
+        shut_in(Path(os.fsdecode(path)))
         decode(path, sample_rate_hz, out)
     except BrokenPipeError:  # nobody listens any more
         pass

@@ -8,8 +8,7 @@ with a second core decoding costs the judge nothing.
 
 What comes from the decoder is not believed: sizes, shapes and numbers are checked before anything
 is made of them, and nothing of it is ever run (the form is JSON and plain arrays, see
-:mod:`runtime.media.decoder_process`).  Not defended: once it is taken over, that process still has
-the rights of its user.
+:mod:`runtime.media.decoder_process`).
 """
 
 from __future__ import annotations

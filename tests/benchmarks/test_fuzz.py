@@ -229,7 +229,7 @@ def test_a_failure_is_the_exit_code(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = [sys.executable, "-c", WORKER.replace("path.read_text()", "1 / 0")]
-    monkeypatch.setattr(fuzz, "worker_command", lambda model, memory_mb: broken)
+    monkeypatch.setattr(fuzz, "worker_command", lambda *options: broken)
     monkeypatch.setattr(fuzz, "make_seeds", lambda clips, folder: SEEDS)
     code = fuzz.main(["--clips", __file__, "--count", "2", "--jobs", "2"])
     assert code == EXIT_ERROR
@@ -238,7 +238,7 @@ def test_a_failure_is_the_exit_code(
 
 def test_only_as_many_as_fit_into_the_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     slow = [sys.executable, "-c", WORKER.replace("path.read_text()", "time.sleep(0.1)")]
-    monkeypatch.setattr(fuzz, "worker_command", lambda model, memory_mb: slow)
+    monkeypatch.setattr(fuzz, "worker_command", lambda *options: slow)
     monkeypatch.setattr(fuzz, "make_seeds", lambda clips, folder: SEEDS)
     out = tmp_path / "fuzz.json"
     arguments = ["--clips", __file__, "--count", "1000", "--minutes", "0.01", "--output", str(out)]
