@@ -55,7 +55,8 @@ class StreamClock:
 
     A timestamp not later than the last one is dropped.  One more than :data:`MAX_JUMP_S` ahead is
     dropped too, unless the next one agrees with it (a real gap, up to :data:`MAX_GAP_S`).  A
-    missing one is taken to be ``step_s`` after the last.  Nothing is later than ``limit_s``.
+    missing one is taken to be ``step_s`` after the last.  Nothing is later than ``limit_s``, or
+    earlier than :data:`MAX_GAP_S` before the start.
     """
 
     def __init__(self, limit_s: float = math.inf) -> None:
@@ -71,7 +72,7 @@ class StreamClock:
             self.damaged += 1
             t_s = 0.0 if self._last_s == -math.inf else self._last_s + step_s
         candidate, self._candidate_s = self._candidate_s, None
-        if not self._last_s < t_s <= self._limit_s:
+        if not max(self._last_s, -MAX_GAP_S) < t_s <= self._limit_s:
             self.damaged += 1
             return None
         if t_s > origin + MAX_JUMP_S:

@@ -40,7 +40,7 @@ PIPE_BYTES = 1 << 20
 MAX_HEADER_BYTES = 1 << 20
 MAX_SAMPLES = 16_000_000  # in one chunk
 MAX_COUNT = 1 << 53
-MAX_TIME_S = 1e9
+MAX_TIME_S = 1e12
 ERRORS: dict[str, type[UserError]] = {
     kind.__name__: kind for kind in (MediaError, UsageError, DependencyError)
 }

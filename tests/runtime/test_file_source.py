@@ -448,13 +448,19 @@ def test_clock_never_believes_a_leap_of_hours() -> None:
     assert [clock.accept(t, 0.04) for t in (0.0, *times, 0.04)] == [0.0, *[None] * 5, 0.04]
 
 
+def test_clock_never_believes_a_start_hours_before_the_start() -> None:
+    clock = StreamClock()
+    assert [clock.accept(t, 0.04) for t in (-1e12, -5.0, 0.0)] == [None, -5.0, 0.0]
+    assert clock.damaged == 1
+
+
 @given(st.lists(st.floats() | st.none(), max_size=60))
 def test_clock_output_always_rises_and_nothing_is_lost_uncounted(times: list[float | None]) -> None:
     clock = StreamClock()
     out = [clock.accept(t, 0.04) for t in times]
     used = [t for t in out if t is not None]
     assert all(a < b for a, b in pairwise(used))
-    assert all(math.isfinite(t) for t in used)
+    assert all(math.isfinite(t) and t > -MAX_GAP_S for t in used)
     assert len(times) - len(used) <= clock.damaged
 
 
