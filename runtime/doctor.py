@@ -201,6 +201,15 @@ def _models() -> str:
     return f"{', '.join(found)}, SHA-256 verified"
 
 
+def _landlock() -> str:
+    from runtime.media import landlock
+
+    version = landlock.version()
+    if not version:
+        raise Missing("files are decoded in a process of their own, which may read others")
+    return f"version {version}"
+
+
 def _disk() -> str:
     folder = Path.cwd()
     free = shutil.disk_usage(folder).free
@@ -374,6 +383,9 @@ CHECKS = (
     Check("ONNX Runtime", "running the model", CPU_EXTRA, _onnxruntime, needed=True),
     Check("rich", "tables", CPU_EXTRA, _package("rich", "rich"), needed=True),
     Check("models", "verdicts", "pip install --force-reinstall --no-deps .", _models, needed=True),
+    Check("Landlock", "a decoder that reads its file alone",
+          "Linux 5.13 or newer with landlock in its lsm= list; older containers forbid it",
+          _landlock),
     Check("disk", "engines, recordings", "free some space", _disk),
     Check("native kernels", "checks and benchmarks", "install a C++ compiler, then pip install .",
           _native),

@@ -213,8 +213,9 @@ def test_thirty_mutants_of_a_real_clip(
 ) -> None:
     out = tmp_path / "fuzz.json"
     code = fuzz.main(
-        ["--clips", str(sample_clip), "--count", "30", "--jobs", "1", "--output", str(out)]
-    )
+        ["--clips", str(sample_clip), "--count", "30", "--jobs", "1", "--output", str(out),
+         "--limit-s", "100"]  # a busy machine is no hang
+    )  # fmt: skip
     said = capsys.readouterr()
     assert code == EXIT_OK, said.out
     result = json.loads(out.read_text())
