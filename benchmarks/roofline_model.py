@@ -30,10 +30,11 @@ from benchmarks.graph_cost import MOVES, POINTWISE, Cost, Graph
 class Device:
     """Peaks of a module in its fastest power mode.
 
-    Sources: NVIDIA's comparison table of its modules (developer.nvidia.com/embedded/jetson-modules)
-    for CUDA cores, their highest clock and the memory's bandwidth; the Jetson Thor technical brief
-    TB-12572-001 and the announcement of the Orin Nano Super for fp16.  They were read in copies,
-    not in NVIDIA's originals.  Nothing here was measured.
+    Sources: bandwidth and dense fp16 of Orin Nano Super, AGX Orin and Thor as this project noted
+    them from NVIDIA's publications (Thor's are those of the technical brief TB-12572-001, 2025);
+    CUDA cores, highest clocks and everything of Orin NX from copies of NVIDIA's table of its modules
+    (developer.nvidia.com/embedded/jetson-modules).  None was checked against the originals, and
+    nothing here was measured.  What none of them states is derived and says so.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Device:
 
     @property
     def fp32_tflops(self) -> float:
-        """Of the CUDA cores: one multiply-add a core and clock.  Derived; most sheets lack it."""
+        """Of the CUDA cores: one multiply-add a core and clock.  Derived: the sources lack it."""
         return 2 * self.cuda_cores * self.clock_ghz / 1000
 
     def to_dict(self) -> dict[str, Any]:
