@@ -32,7 +32,7 @@ class Device:
 
     Sources: bandwidth and dense fp16 of Orin Nano Super, AGX Orin and Thor as this project noted
     them from NVIDIA's publications (Thor's are those of the technical brief TB-12572-001, 2025);
-    CUDA cores, highest clocks and everything of Orin NX from copies of NVIDIA's table of its modules
+    CUDA cores, highest clocks and Orin NX's bandwidth from copies of NVIDIA's table of its modules
     (developer.nvidia.com/embedded/jetson-modules).  None was checked against the originals, and
     nothing here was measured.  What none of them states is derived and says so.
     """
