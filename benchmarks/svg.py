@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two pictures as SVG text, drawn by hand so that a device needs no plotting library.
+"""Three pictures as SVG text, drawn by hand so that a device needs no plotting library.
 
 They take light or dark from whoever shows them.  At 420 units wide they are readable on a phone.
-The two colours are Okabe and Ito's (2008).
+The colours are Okabe and Ito's (2008).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 WIDTH = 420
 BLUE, ORANGE = "#0072b2", "#e69f00"
+COLOURS = (BLUE, ORANGE, "#009e73", "#d55e00", "#cc79a7")
 _STYLE = (
     ".p{color:#1b1f24;font:12px system-ui,sans-serif}.p text{fill:currentColor}"
     ".p .soft{opacity:.7}.p line{stroke:currentColor}"
@@ -97,6 +98,58 @@ def waterfall(title: str, stages: Mapping[str, Mapping[str, float]]) -> str:
     total = f"{totals[0]:.1f} ms on average, {totals[1]:.1f} ms in the slowest 5 %"
     parts.append(_text(10, y + 2, total, "bold"))
     return _svg(title, y + 10, parts)
+
+
+def roofline(
+    title: str,
+    caption: str,
+    roofs: Mapping[str, tuple[float, float]],
+    marks: Mapping[str, float],
+) -> str:
+    """Attainable TFLOP/s over FLOP/byte, both axes logarithmic.
+
+    ``roofs`` by device: GB/s of the memory and TFLOP/s of the peak; ``marks`` by name: FLOP/byte of
+    a workload, a dashed line.  Raises :class:`ValueError` for more roofs than :data:`COLOURS`.
+    """
+    if len(roofs) > len(COLOURS):
+        raise ValueError(f"{len(roofs)} roofs, at most {len(COLOURS)} can be told apart")
+    left, right, top, floor = 44, WIDTH - 10, 62 + 16 * len(roofs), 300 + 16 * len(roofs)
+    ridges = [peak * 1000 / memory for memory, peak in roofs.values()]
+    first = math.log10(min(marks.values())) - 0.3
+    last = math.log10(max(*ridges, *marks.values())) + 0.3
+    low = min(memory for memory, _ in roofs.values()) * 10**first / 1000
+    bottom, ceiling = math.log10(low), math.log10(max(p for _, p in roofs.values())) + 0.1
+
+    def x(flop_per_byte: float) -> float:
+        return left + (right - left) * (math.log10(flop_per_byte) - first) / (last - first)
+
+    def y(tflops: float) -> float:
+        return floor - (floor - top) * (math.log10(tflops) - bottom) / (ceiling - bottom)
+
+    parts = [_text(10, 14, title, "bold"), _text(10, 30, caption, soft=True)]
+    for i, (name, (memory, peak)) in enumerate(roofs.items()):
+        at, ridge, colour = 38 + 16 * i, peak * 1000 / memory, COLOURS[i]
+        parts += [
+            _rect(10, at, 10, 10, colour),
+            _text(25, at + 9, f"{name}: {memory:g} GB/s, {peak:.3g} TFLOP/s"),
+            f'<polyline points="{x(10**first):.1f},{y(memory * 10**first / 1000):.1f} '
+            f'{x(ridge):.1f},{y(peak):.1f} {right},{y(peak):.1f}" fill="none" stroke="{colour}" '
+            'stroke-width="2"/>',
+        ]
+    for i, (name, flop_per_byte) in enumerate(marks.items()):
+        across, up = x(flop_per_byte), floor - 8 - 15 * (len(marks) - 1 - i)
+        parts += [
+            f'<line x1="{across:.1f}" y1="{top - 4}" x2="{across:.1f}" y2="{floor}" '
+            'stroke-dasharray="4 3"/>',
+            _text(across + 4, up, f"{name} {flop_per_byte:.3g}", soft=True),
+        ]
+    parts += [_line(left, floor, right, floor), _line(left, top - 4, left, floor)]
+    for power in range(math.ceil(first), math.floor(last) + 1):
+        parts.append(_text(x(10.0**power), floor + 15, f"{10.0**power:g}", anchor="middle"))
+    for power in range(math.ceil(bottom), math.floor(ceiling) + 1):
+        parts.append(_text(left - 5, y(10.0**power) + 4, f"{10.0**power:g}", anchor="end"))
+    parts.append(_text(right, floor + 31, "TFLOP/s over FLOP/byte", anchor="end", soft=True))
+    return _svg(title, floor + 40, parts)
 
 
 def _svg(title: str, height: float, parts: Sequence[str]) -> str:
