@@ -10,7 +10,6 @@ error, as it would on a small device.
 from __future__ import annotations
 
 import faulthandler
-import functools
 import json
 import os
 import resource
@@ -51,14 +50,10 @@ class _Lines:
 
 def product(model: str) -> Judge:
     """The path of ``runtime.stream``: the model is loaded once, the rest is new for each file."""
-    import dlib
-
     from runtime.backends import load_backend
     from runtime.media.file import FileSource
     from runtime.pipeline import run
 
-    # Half a second to make, no state between pictures, and one file at a time here: made once.
-    dlib.get_frontal_face_detector = functools.cache(dlib.get_frontal_face_detector)
     backend = load_backend(model)
 
     def judge(path: Path) -> Judged:
