@@ -10,7 +10,6 @@ error, as it would on a small device.
 from __future__ import annotations
 
 import faulthandler
-import functools
 import json
 import os
 import resource
@@ -53,16 +52,12 @@ class _Lines:
 def product(model: str, decoder: str = INLINE) -> Judge:
     """The path of ``runtime.stream --decoder``: the model is loaded once, the rest is new for each
     file."""
-    import dlib
-
     from runtime.backends import load_backend
     from runtime.media.file import FileSource
     from runtime.media.isolated import IsolatedFile
     from runtime.pipeline import run
 
     open_file = FileSource if decoder == INLINE else IsolatedFile
-    # Half a second to make, no state between pictures, and one file at a time here: made once.
-    dlib.get_frontal_face_detector = functools.cache(dlib.get_frontal_face_detector)
     backend = load_backend(model)
 
     def judge(path: Path) -> Judged:

@@ -20,8 +20,10 @@ Everything is deterministic and synchronous; one :class:`FaceTracker` serves one
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,8 @@ MAX_LOOK_MARGIN = 1.6  # of the width of a lost face, on each side of where it s
 LOST_LOOK_TOKENS = 5  # between two looks for it
 NOSE_DEPTH = 0.3  # of the nose's base before the eyes, in distances between the eyes; approximate
 
+_detecting = threading.Lock()  # the detector is shared, and writes its pyramid into itself
+
 
 @dataclass(frozen=True)
 class Face:
@@ -101,7 +105,7 @@ class _Track:
     misses: int = 0
     odd: bool = False  # the newest crop did not look like the face
     landmarks: Float64 | None = field(default=None)  # [3, 2], smoothed
-    structure: Float32 | None = field(default=None)  # [256], of the crop given out last
+    crop: UInt8 | None = field(default=None)  # given out last
 
 
 class FaceTracker:
@@ -109,9 +113,7 @@ class FaceTracker:
 
     def __init__(self, spec: FaceSpec) -> None:
         self.spec = spec
-        self._dlib, self._cv2, predictor = _load()
-        self._detector = self._dlib.get_frontal_face_detector()
-        self._predictor = self._dlib.shape_predictor(str(predictor))
+        self._dlib, self._cv2, self._detector, self._predictor = _load()
         self._next_id = 0
         self.reset()
 
@@ -182,7 +184,8 @@ class FaceTracker:
             track.next_look = picture.token + RETRY_TOKENS
             return
         box, score = max(found, key=lambda item: item[1])
-        if self._is_other(track, self._crop_at(box, picture), picture.token):
+        crop = self._crop_at(box, picture)
+        if self._is_other(track, crop, colours_of(crop, self._cv2), picture.token):
             self._lose(track, picture)  # it is a face, but another one: the search finds whose
             return
         track.score, track.misses, track.odd = score, 0, False
@@ -215,7 +218,8 @@ class FaceTracker:
         scale = self.spec.detect_width_px / grey.shape[1] * (FINE_SEARCH if fine else 1.0)
         longest = self.spec.detect_width_px * (FINE_SEARCH if fine else 1.0)
         scale = min(scale, longest / grey.shape[0], MAX_UPSCALE * (FINE_SEARCH if fine else 1.0))
-        self._claim(self._detect(grey, scale, (0, 0)), picture)
+        if len(self._tracks) < self.spec.max_faces:  # else nobody could be followed
+            self._claim(self._detect(grey, scale, (0, 0)), picture)
         wait = self.spec.rescan_every_tokens if self._tracks else self.spec.search_every_tokens
         self._next_search = picture.token + wait
 
@@ -264,9 +268,9 @@ class FaceTracker:
             grey = self._cv2.resize(grey, size, interpolation=mode)
         else:
             scale = 1.0
-        boxes, scores, _ = self._detector.run(
-            np.ascontiguousarray(grey), 0, self.spec.min_detection_score
-        )
+        grey = np.ascontiguousarray(grey)
+        with _detecting:
+            boxes, scores, _ = self._detector.run(grey, 0, self.spec.min_detection_score)
         found = []
         for rect, score in zip(boxes, scores, strict=True):
             x0, y0, x1, y1 = _to_box(rect)
@@ -287,15 +291,16 @@ class FaceTracker:
             landmarks = weight * landmarks + (1 - weight) * track.landmarks
         track.landmarks = landmarks
         crop = align(picture.frame, landmarks, self.spec)
-        if self._is_other(track, crop, picture.token):
+        colours = colours_of(crop, self._cv2)
+        if self._is_other(track, crop, colours, picture.token):
             if not track.odd:  # ask the detector in the next picture, later in the usual turn
                 track.odd, track.next_look = True, picture.token + 1
             return None
         track.odd = False
         track.motion.moved_to(track.box, picture.token)
         if not any(t is not track and iou(t.box, track.box) > OVERLAP_IOU for t in self._tracks):
-            track.looks.learn(colours_of(crop, self._cv2))
-        track.structure = structure_of(crop, self._cv2)
+            track.looks.learn(colours)
+        track.crop = crop
         return Face(
             track_id=track.track_id,
             crop=crop,
@@ -306,13 +311,14 @@ class FaceTracker:
             turn_deg=turn_deg(landmarks),
         )
 
-    def _is_other(self, track: _Track, crop: UInt8, token: int) -> bool:
+    def _is_other(self, track: _Track, crop: UInt8, colours: Float32, token: int) -> bool:
         """Does a crop where the face is followed show another one?  Other light alone does not."""
-        if track.looks.distance(colours_of(crop, self._cv2)) <= OTHER_LOOKS:
+        if track.looks.distance(colours) <= OTHER_LOOKS:
             return False
-        if track.structure is None or token - track.motion.token > STRUCTURE_TOKENS:
+        if track.crop is None or token - track.motion.token > STRUCTURE_TOKENS:
             return True
-        return float(structure_of(crop, self._cv2) @ track.structure) < SAME_STRUCTURE
+        before, now = (structure_of(c, self._cv2) for c in (track.crop, crop))
+        return float(now @ before) < SAME_STRUCTURE
 
     def _colours_at(self, box: Box, picture: _Picture) -> Float32:
         return colours_of(self._crop_at(box, picture), self._cv2)
@@ -323,7 +329,8 @@ class FaceTracker:
     def _landmarks(self, box: Box, grey: UInt8) -> Float64:
         """Left and right eye as seen and the base of the nose: [3, 2] pixels."""
         shape = self._predictor(grey, self._rectangle(box))
-        points = np.array([[p.x, p.y] for p in shape.parts()], np.float64)  # [5, 2]
+        parts = [shape.part(i) for i in range(shape.num_parts)]
+        points = np.array([[p.x, p.y] for p in parts], np.float64)  # [5, 2]
         # dlib's order: right-hand eye (outer, inner), left-hand eye (outer, inner), nose
         eyes = [(points[2] + points[3]) / 2, (points[0] + points[1]) / 2]
         return np.stack([*eyes, points[4]])
@@ -357,12 +364,13 @@ def similarity(source: Float64, target: Float64) -> Float64:
 
     Returns [2, 3]; raises nothing: three equal points give a matrix of zeros and a shift.
     """
-    s, t = source - source.mean(0), target - target.mean(0)
+    s_mean, t_mean = source.mean(0), target.mean(0)
+    s, t = source - s_mean, target - t_mean
     norm = max(float((s**2).sum()), 1e-12)
     a = float((s * t).sum()) / norm
     b = float((s[:, 0] * t[:, 1] - s[:, 1] * t[:, 0]).sum()) / norm
     linear = np.array([[a, -b], [b, a]])
-    shift = target.mean(0) - linear @ source.mean(0)
+    shift = t_mean - linear @ s_mean
     return np.concatenate([linear, shift[:, None]], axis=1)
 
 
@@ -406,7 +414,16 @@ def predictor_path() -> Path:
     return path
 
 
-def _load() -> tuple[Any, Any, Path]:
+@functools.cache
+def _load() -> tuple[Any, Any, Any, Any]:
+    """dlib, OpenCV, the detector and the predictor.
+
+    The last two keep nothing from one picture to the next, and to make them takes as long as a few
+    seconds of video: all trackers of a process share them.
+
+    OpenCV is told to use one thread, in the whole process: on pieces this small a second one makes
+    nothing faster, and its waiting takes from the decoder.
+    """
     try:
         import cv2
         import dlib
@@ -414,7 +431,9 @@ def _load() -> tuple[Any, Any, Path]:
         raise DependencyError(
             f"{err.name} is not installed; install the package: pip install '.[cpu]'"
         ) from err
-    return dlib, cv2, predictor_path()
+    cv2.setNumThreads(1)
+    predictor = dlib.shape_predictor(str(predictor_path()))
+    return dlib, cv2, dlib.get_frontal_face_detector(), predictor
 
 
 def _to_box(rect: Any) -> Box:

@@ -44,7 +44,8 @@ def mouth(crop: NDArray[np.uint8]) -> Float32:
     """The mouth's region of an aligned crop [S, S, 3], grey: [h, w]."""
     side = crop.shape[0]
     top, bottom, left, right = (round(share * side) for share in MOUTH)
-    return crop[top:bottom, left:right].mean(2, dtype=np.float32)
+    region = crop[top:bottom, left:right].astype(np.float32)
+    return (region[..., 0] + region[..., 1] + region[..., 2]) / np.float32(3)
 
 
 def mouth_motion(before: Float32, now: Float32) -> float:

@@ -104,6 +104,8 @@ def is_sound_rate(rate_hz: int) -> bool:
 def clean_samples(frame: Any) -> Samples:  # [n]
     """Sound decoded from damaged data can hold NaN and values far outside [-1, 1]."""
     samples: Samples = frame.to_ndarray().reshape(-1).astype(np.float32, copy=False)
+    if np.abs(samples).max(initial=0.0) <= 1.0:  # also says that none is NaN
+        return samples
     return np.clip(np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0), -1.0, 1.0)
 
 

@@ -100,6 +100,41 @@ def test_two_runs_give_the_same_crops(sample_clip: Path):
     assert all(np.array_equal(a, b) for a, b in zip(*runs, strict=True))
 
 
+def test_trackers_share_the_detector_and_nothing_else(grid_clip: Path, sample_clip: Path):
+    """Two streams in turn, of different sizes: each has the crops that it has alone."""
+    clips = [frames_of(path, 20) for path in (grid_clip, sample_clip)]
+
+    def crops(trackers: list[FaceTracker]) -> list[np.ndarray]:
+        turns = [(i, k) for i in range(20) for k in range(len(trackers))]
+        return [f.crop for i, k in turns for f in trackers[k].update(clips[k][i], i)]
+
+    together = crops([FaceTracker(SPEC), FaceTracker(SPEC)])
+    first = crops([FaceTracker(SPEC)])
+    clips.reverse()
+    alone = [c.tobytes() for c in [*first, *crops([FaceTracker(SPEC)])]]
+    assert len(first) == 20 < len(alone)
+    assert sorted(c.tobytes() for c in together) == sorted(alone)
+    assert FaceTracker(SPEC)._detector is FaceTracker(SPEC)._detector
+
+
+@pytest.mark.parametrize(("max_faces", "searches"), [(1, 1), (4, 2)])
+def test_nobody_is_searched_for_who_could_not_be_followed(
+    grid_clip: Path, monkeypatch: pytest.MonkeyPatch, max_faces: int, searches: int
+):
+    tracker, seen = FaceTracker(FaceSpec(max_faces=max_faces)), []
+    detect = tracker._detect
+
+    def counted(grey: np.ndarray, scale: float, origin: tuple[int, int]) -> object:
+        seen.append(grey.shape)
+        return detect(grey, scale, origin)
+
+    monkeypatch.setattr(tracker, "_detect", counted)
+    frames = frames_of(grid_clip, 35)
+    for token, frame in enumerate(frames):
+        assert len(tracker.update(frame, token)) == 1
+    assert seen.count(frames[0].shape[:2]) == searches
+
+
 def ids(tracker: FaceTracker, frames: list[np.ndarray], start: int = 0) -> list[set[int]]:
     return [{f.track_id for f in tracker.update(x, start + i)} for i, x in enumerate(frames)]
 

@@ -23,6 +23,7 @@ from runtime.media.decoding import (
     MAX_SOUND_HZ,
     MAX_STREAMS,
     MIN_SOUND_HZ,
+    clean_samples,
     next_packet,
 )
 from runtime.media.file import MAX_GAP_S, MAX_JUMP_S, MIN_BYTES_PER_S, FileSource, StreamClock
@@ -165,6 +166,26 @@ def test_the_same_file_twice_gives_the_same_chunks(tmp_path: Path) -> None:
     assert [p.t_s for p in pictures] == [p.t_s for p in pictures2]
     assert all(np.array_equal(a.frame, b.frame) for a, b in zip(pictures, pictures2, strict=True))
     assert all(np.array_equal(a.samples, b.samples) for a, b in zip(sound, sound2, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("samples", "want"),
+    [
+        ([0.0, -1.0, 1.0, 0.25], [0.0, -1.0, 1.0, 0.25]),
+        ([0.5, 1.5, -7.0], [0.5, 1.0, -1.0]),
+        ([0.5, math.nan], [0.5, 0.0]),
+        ([math.inf, -math.inf, math.nan, 2.0], [1.0, -1.0, 0.0, 1.0]),
+        ([], []),
+    ],
+)
+def test_sound_is_finite_and_within_full_scale(samples: list[float], want: list[float]) -> None:
+    class Decoded:
+        def to_ndarray(self) -> np.ndarray[Any, Any]:
+            return np.array([samples], np.float32)
+
+    found = clean_samples(Decoded())
+    assert found.dtype == np.float32
+    assert found.tolist() == want
 
 
 def test_a_real_clip(grid_clip: Path) -> None:

@@ -74,6 +74,14 @@ def test_mouth_motion_is_measured_where_the_mouth_is() -> None:
     assert mouth_motion(mouth(a), mouth(lips)) == pytest.approx(90 * 6 * 16 / mouth(a).size)
 
 
+def test_the_mouth_is_the_mean_of_the_colours_to_the_last_bit() -> None:
+    crop = RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    want = crop[44:62, 16:48].mean(2, dtype=np.float32)  # [h, w]
+    found = mouth(crop)
+    assert found.dtype == np.float32
+    assert np.array_equal(found, want)
+
+
 # Two people who both talk, one voice: which of the two faces it belongs to is all there is to find.
 
 
