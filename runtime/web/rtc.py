@@ -27,8 +27,10 @@ from runtime.web.browser import Desk, Incoming
 START_WAIT_S = 15.0  # for the first media of every track
 SILENCE_WAIT_S = 10.0  # without anything at all: the browser is gone
 MAX_SIDE_PX = 1920
+MAX_SECTIONS = 2  # of an offer: a camera and a microphone.  1,500 would keep aiortc busy for 8 s
 NTP_FRACTIONS = 1 << 32  # in a second
 RTP_WRAP = 1 << 32
+UNEXPECTED = "one camera, one microphone or both are expected in the offer"
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +65,13 @@ class Peer:
         """The answer to a browser's offer; raises :class:`RtcError`."""
         tracks: list[Any] = []
         self._connection.on("track", tracks.append)
+        if sum(line.startswith("m=") for line in sdp.splitlines()) > MAX_SECTIONS:
+            raise RtcError(UNEXPECTED)
         try:
             await self._connection.setRemoteDescription(self._description(sdp, "offer"))
             kinds = [track.kind for track in tracks]
             if not kinds or len(kinds) != len(set(kinds)):
-                raise RtcError("one camera, one microphone or both are expected in the offer")
+                raise RtcError(UNEXPECTED)
             await self._connection.setLocalDescription(await self._connection.createAnswer())
         except RtcError:
             raise
