@@ -124,8 +124,9 @@ def _netloc(origin: str) -> str | None:
 def _cookie(header: str) -> str | None:
     """Ours among those of every program of this host, of which some may be malformed.
 
-    :class:`http.cookies.SimpleCookie` drops all of them where one is malformed, and unquotes in a time
-    that grows with the square of the length (CVE-2024-7592): minutes for one request.
+    :class:`http.cookies.SimpleCookie` drops all of them where one is malformed, and in Pythons
+    without the fix of CVE-2024-7592 unquotes in a time that grows with the square of the length:
+    more than a minute for one request.
     """
     for pair in header.split(";"):
         name, _, value = pair.strip().partition("=")

@@ -80,8 +80,8 @@ def build_app(
         async def page_file() -> Response:
             return Response(content, media_type=media_type)
 
-        responses = {200: answer("a file of the page", media_type.partition(";")[0])}
-        app.add_api_route(path, page_file, methods=["GET"], responses=responses)
+        told = answer("a file of the page", media_type.partition(";")[0])
+        app.add_api_route(path, page_file, methods=["GET"], responses={200: told})
 
     for path, (name, media_type) in FILES.items():
         serve(path, name, media_type)

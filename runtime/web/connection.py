@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""uvicorn's HTTP connection, with an end for clients that never ask and for those that ask badly."""
+"""uvicorn's HTTP connection, with an end for clients that never ask and that ask badly."""
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 REQUEST_S = 10.0  # from connecting to a whole request; a page asks at once
@@ -10,8 +11,9 @@ REQUEST_S = 10.0  # from connecting to a whole request; a page asks at once
 
 def connection_class() -> type[Any]:
     """To be given to ``uvicorn.Config(http=...)``."""
-    import h11
     from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    h11: Any = importlib.import_module("h11")  # uvicorn's parser, there with it
 
     class Connection(H11Protocol):
         def connection_made(self, transport: Any) -> None:
@@ -19,12 +21,12 @@ def connection_class() -> type[Any]:
             self.loop.call_later(REQUEST_S, self._expect_request)
 
         def _expect_request(self) -> None:
-            """Closes a connection on which nothing was asked: it counts towards the limit on all."""
+            """Where nothing was asked it counts towards the limit on all, for ever."""
             if self in self.connections and self.cycle is None:  # no WebSocket by now, no request
                 self.transport.close()
 
         def send_400_response(self, msg: str) -> None:
-            """Where an answer is on its way or was sent, a second one cannot be: uvicorn would fail."""
+            """Beside an answer that is on its way or was sent uvicorn would fail."""
             if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
                 self.transport.close()
                 return

@@ -65,9 +65,8 @@ class Peer:
         """The answer to a browser's offer; raises :class:`RtcError`."""
         tracks: list[Any] = []
         self._connection.on("track", tracks.append)
-        if sum(line.startswith("m=") for line in sdp.splitlines()) > MAX_SECTIONS:
-            raise RtcError(UNEXPECTED)
         try:
+            _check(sdp)
             await self._connection.setRemoteDescription(self._description(sdp, "offer"))
             kinds = [track.kind for track in tracks]
             if not kinds or len(kinds) != len(set(kinds)):
@@ -154,6 +153,21 @@ class Peer:
     async def _end(self, why: str) -> None:
         await self.close(why)
         await self._on_end(why)
+
+
+def _check(offer: str) -> None:
+    """Raises :class:`RtcError` for what aiortc would begin with and then not get out of.
+
+    It makes transports as it reads, in a time that grows with the square of their number, and
+    cannot close those that an offer bundles with a section that is not there.
+    """
+    if sum(line.startswith("m=") for line in offer.splitlines()) > MAX_SECTIONS:
+        raise RtcError(UNEXPECTED)
+    parsed = import_aiortc().sdp.SessionDescription.parse(offer)
+    mids = [media.rtp.muxId for media in parsed.media]
+    bundled = [mid for group in parsed.group for mid in group.items]
+    if len(mids) != len(set(mids)) or not set(bundled) <= set(mids):
+        raise RtcError("the sections of the offer have no names of their own")
 
 
 class _Reports:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whatever a client asks over HTTP: the answer that the app declares, or a refusal in words.
 
-The requests are made by hypothesis out of what ``app.openapi()`` declares (docs/adr/0007 says why not by
-schemathesis) and go over real sockets, so uvicorn's parser is in the way as it is in use.
+The requests are made by hypothesis out of what ``app.openapi()`` declares (docs/adr/0007 says why
+not by schemathesis) and go over real sockets, so uvicorn's parser is in the way as it is in use.
 """
 
 from __future__ import annotations
