@@ -346,7 +346,7 @@ def test_cookies_of_other_programs_on_the_host_lock_nobody_out(
 
 @pytest.mark.parametrize("value", ["\\" * 60_000, '"' + "\\" * 60_000 + '"', "a=;" * 20_000])
 def test_a_cookie_cannot_keep_the_server_busy(locked: WebServer, value: str) -> None:
-    """Python 3.11.7's own parser takes over a minute for the second one; nobody is served meanwhile."""
+    """Python 3.11.7's own parser takes over a minute for the second; nobody is served meanwhile."""
     start = time.monotonic()
     assert ask(locked, "/healthz", headers=[("Cookie", f"msct_page={value}")])[0] == 401
     assert time.monotonic() - start < 2, "milliseconds, and what a busy machine adds"
