@@ -166,7 +166,8 @@ def test_what_is_no_message_closes_its_own_socket_with_a_reason(
 ) -> None:
     with viewer(server) as other, viewer(server) as page:
         page.send(data)
-        page.send(json.dumps({"type": "offer", "sdp": ""}))
+        with contextlib.suppress(ConnectionClosed):  # already
+            page.send(json.dumps({"type": "offer", "sdp": ""}))
         outcome = answers(page, 1)
         assert outcome == NOT_A_MESSAGE or isinstance(outcome, list)
         assert turn(other)[0]["type"] == "turn"
@@ -407,9 +408,10 @@ def test_a_page_too_many_is_told_so_and_gets_in_when_another_has_gone() -> None:
             assert closing(one_too_many) == 1013
         assert get(server, "/healthz")[0] == 200
         first.close()
-        deadline = time.monotonic() + 10
-        while len(server._server.server_state.connections) >= MAX_VIEWERS:
+        deadline = time.monotonic() + 10  # the server notices in its own time
+        while True:
+            with contextlib.suppress(ConnectionClosed), viewer(server) as page:
+                assert turn(page)[0]["turn"] == 1
+                break
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        with viewer(server) as page:
-            assert turn(page)[0]["turn"] == 1
