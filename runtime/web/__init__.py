@@ -8,6 +8,8 @@
     browser.py   BrowserSource: a browser's camera and microphone on one clock
     rtc.py       the WebRTC side of it (aiortc)
     app.py       the routes (FastAPI)
+    schema.py    what the answers look like, as JSON Schema
+    connection.py  one TCP connection: an end for clients that never ask
     server.py    uvicorn in a thread of its own beside the pipeline
     options.py   what runtime.stream was asked for
     static/      the page: plain HTML, CSS and JavaScript, nothing from elsewhere

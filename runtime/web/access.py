@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -29,7 +29,13 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 COOKIE = "msct_page"
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:/?#@\[\]\\]+))(?::[0-9]{1,5})?")
 POLICY_VIOLATION = 1008  # WebSocket close code, RFC 6455 section 7.4.1
+REFUSALS = {
+    401: "a token is needed: open the address that was printed at the start",
+    403: "a page of another site asks; only the page that is served here may",
+    421: "this name does not belong to this machine; use its address in figures",
+}
 HEADERS = {
     "content-security-policy": "default-src 'self'; object-src 'none'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'",
@@ -43,47 +49,44 @@ HEADERS = {
 
 
 class Guard:
-    """Wraps an ASGI application; what does not get in never reaches it."""
+    """Wraps an ASGI application, ``app``; what does not get in never reaches it."""
 
     def __init__(self, app: App, address: Address, token: str | None, *, secure: bool) -> None:
-        self._app, self._address, self._token, self._secure = app, address, token, secure
+        self.app, self._address, self._token, self._secure = app, address, token, secure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):  # the server's own start and end
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
-        if refusal := self._refusal(scope, headers):
-            await _refuse(scope, send, *refusal)
+        if (status := self._refusal(scope, headers)) is not None:
+            await _refuse(scope, send, status, REFUSALS[status])
         elif self._token and _query_token(scope) is not None:
             await self._trade(send)
         else:
-            await self._app(scope, receive, _with_headers(send))
+            await self.app(scope, receive, _with_headers(send))
 
-    def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
-        """Status and one line, or None: come in."""
+    def _refusal(self, scope: Scope, headers: dict[str, str]) -> int | None:
+        """One of REFUSALS, or None: come in."""
         host = headers.get("host", "")
         if not self._address.answers_to(_hostname(host)):
-            return 421, "this name does not belong to this machine; use its address in figures"
+            return 421
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-            return 403, "a page of another site asks; only the page that is served here may"
+        if origin is not None and _netloc(origin) != host.lower():
+            return 403
         if self._token and not self._knows_token(scope, headers):
-            return 401, "a token is needed: open the address that was printed at the start"
+            return 401
         return None
 
     def _knows_token(self, scope: Scope, headers: dict[str, str]) -> bool:
         assert self._token is not None
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and _equal(given.strip(), self._token):
+        if scheme.lower() == "bearer" and _equal(given.strip(" "), self._token):
             return True
         if (query := _query_token(scope)) is not None:
             return _equal(query, self._token)
-        try:
-            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-        except CookieError:
-            return False
-        return cookie is not None and _equal(cookie.value, self._pass())
+        cookie = _cookie(headers.get("cookie", ""))
+        return cookie is not None and _equal(cookie, self._pass())
 
     def _pass(self) -> str:
         """What the cookie holds."""
@@ -105,10 +108,31 @@ class Guard:
 
 
 def _hostname(host: str) -> str:
-    """``Host`` without its port; IPv6 without its brackets."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.rpartition(":")[0] if host.count(":") == 1 else host
+    """``Host`` without its port; IPv6 without its brackets; empty where it is no host and port."""
+    match = _HOST.fullmatch(host)
+    return (match[1] or match[2]) if match else ""
+
+
+def _netloc(origin: str) -> str | None:
+    """Host and port of a site; None: it is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:  # such as "http://["
+        return None
+
+
+def _cookie(header: str) -> str | None:
+    """Ours among those of every program of this host, of which some may be malformed.
+
+    :class:`http.cookies.SimpleCookie` drops all of them where one is malformed, and in Pythons
+    without the fix of CVE-2024-7592 unquotes in a time that grows with the square of the length:
+    more than a minute for one request.
+    """
+    for pair in header.split(";"):
+        name, _, value = pair.strip().partition("=")
+        if name == COOKIE:
+            return value
+    return None
 
 
 def _query_token(scope: Scope) -> str | None:

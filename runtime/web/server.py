@@ -23,13 +23,14 @@ from runtime.spec import PairSpec
 from runtime.web.address import Address, Token, choose_token
 from runtime.web.app import build_app
 from runtime.web.browser import BrowserSource, Desk
+from runtime.web.connection import connection_class
 from runtime.web.rtc import import_aiortc
 from runtime.web.sink import WebSink
 
 START_S = 15.0  # a busy device may take seconds to import what it needs
 STOP_S = 1.5
 GOODBYE_S = 0.5
-MAX_CONNECTIONS = 64
+MAX_CONNECTIONS = 64  # that wait for an answer or are kept; for WebSockets app.MAX_VIEWERS
 MAX_MESSAGE_BYTES = 256 * 1024  # from a page; an offer takes 10 kB
 
 
@@ -83,7 +84,7 @@ class WebServer:
         self._config = self._uvicorn.Config(
             app,
             loop="asyncio",
-            http="h11",
+            http=connection_class(),
             ws_max_size=MAX_MESSAGE_BYTES,
             ws_per_message_deflate=False,  # JPEG does not shrink
             log_config=None,

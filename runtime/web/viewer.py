@@ -31,6 +31,7 @@ TURN_S = 0.08  # 12.5 turns a second
 MAX_UNCONFIRMED = 2
 GIVE_UP_S = 60.0  # without a confirmation; the page connects again when it wakes up
 TOO_SLOW = 4000  # WebSocket close code of our own
+TRY_AGAIN_LATER = 1013  # WebSocket close code of IANA's registry
 
 
 class Socket(Protocol):
@@ -134,7 +135,7 @@ class Viewer:
             try:
                 message = json.loads(await self._socket.receive_text())
                 kind = message["type"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 await self._socket.close(1003, "not a message of the page")
                 return
             if kind == "seen":
@@ -143,7 +144,8 @@ class Viewer:
                     self._confirmed = turn
                     self._changed.set()
             elif kind == "offer":
-                await self._answer(str(message.get("sdp", "")))
+                sdp = message.get("sdp")
+                await self._answer(sdp if isinstance(sdp, str) else "")
             elif kind == "hang_up" and self._peer is not None:
                 peer, self._peer = self._peer, None
                 await peer.close("the camera was stopped on the page")
@@ -153,14 +155,16 @@ class Viewer:
         if (why := self._desk.claim()) is not None:
             await self._say({"type": "rtc", "error": why})
             return
+        self._peer = None  # one that has ended
         try:
             self._peer = self._make_peer(self._ended)
             await self._say({"type": "rtc", "sdp": await self._peer.answer(sdp)})
         except UserError as err:
-            if self._peer is not None:
-                await self._peer.close()
-            self._peer = None
-            self._desk.give_up()
+            peer, self._peer = self._peer, None
+            if peer is None:
+                self._desk.give_up()
+            else:  # gives up itself; a second time would be for the browser that came next
+                await peer.close()
             await self._say({"type": "rtc", "error": str(err)})
 
     async def _ended(self, why: str) -> None:
