@@ -62,7 +62,9 @@ RETRY_TOKENS = 3  # after a look that found no face
 MAX_MISSES = 3  # looks in a row before a face is given up
 SAME_FACE_IOU = 0.3
 KEEP_TRACKER_IOU = 0.5  # below it the tracker starts anew from the detection
-FINE_SEARCH = 2.0  # how much larger every other search is while no face is followed
+FINE_SEARCH = 2.0  # how much larger some searches are while no face is followed: ...
+EAGER_SEARCHES = 8  # ... of so many, every other one; then
+FINE_EVERY = 5  # one of so many: they cost four times the others, and a room may be empty all day
 MAX_UPSCALE = 2.0  # larger adds no detail
 DUPLICATE_IOU = 0.5  # two faces that overlap more are one, followed twice
 OVERLAP_IOU = 0.05  # from here a crop may show both faces, and what they look like is not learnt
@@ -123,7 +125,7 @@ class FaceTracker:
         self._lost: list[_Track] = []
         self._next_follow = 0
         self._next_search = 0
-        self._searches = 0
+        self._vain_searches = 0  # since a face was followed
 
     def update(self, frame: UInt8, token: int) -> list[Face]:
         """frame: [H, W, 3] RGB of grid position ``token`` (rising) -> its faces, by id."""
@@ -213,8 +215,9 @@ class FaceTracker:
     def _search(self, picture: _Picture) -> None:
         """Look at the whole picture for faces that are not followed yet."""
         grey = picture.grey
-        fine = not self._tracks and self._searches % 2 == 1
-        self._searches += 1
+        self._vain_searches = 0 if self._tracks else self._vain_searches + 1
+        every = 2 if self._vain_searches <= EAGER_SEARCHES else FINE_EVERY
+        fine = self._vain_searches > 0 and self._vain_searches % every == 0
         scale = self.spec.detect_width_px / grey.shape[1] * (FINE_SEARCH if fine else 1.0)
         longest = self.spec.detect_width_px * (FINE_SEARCH if fine else 1.0)
         scale = min(scale, longest / grey.shape[0], MAX_UPSCALE * (FINE_SEARCH if fine else 1.0))

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from runtime.decision import MAX_TURN_DEG
-from runtime.faces import NOSE_DEPTH, FaceTracker, align, similarity, template, turn_deg
+from runtime.faces import (
+    EAGER_SEARCHES,
+    FINE_SEARCH,
+    NOSE_DEPTH,
+    FaceTracker,
+    align,
+    similarity,
+    template,
+    turn_deg,
+)
 from runtime.media import VideoChunk
 from runtime.media.file import FileSource
 from runtime.spec import FaceSpec, SpecError
@@ -218,6 +227,31 @@ def test_small_faces_are_found_by_the_fine_search(sample_clip: Path):
     faces = [f for i, x in enumerate(small) for f in tracker.update(x, i)]
     assert faces
     assert all(f.width_px < SPEC.min_face_px for f in faces)
+
+
+def test_an_empty_room_is_searched_finely_less_and_less_often(monkeypatch: pytest.MonkeyPatch):
+    """A camera may be left on for a week; the fine search costs four times the other."""
+    tracker = FaceTracker(SPEC)
+    widths: list[float] = []
+
+    def detect(grey, scale, origin):
+        widths.append(round(scale * grey.shape[1]))
+        return []
+
+    monkeypatch.setattr(tracker, "_detect", detect)
+    room = np.zeros((480, 640, 3), np.uint8)
+    for token in range(150):
+        tracker.update(room, token)
+    coarse, fine = SPEC.detect_width_px, round(SPEC.detect_width_px * FINE_SEARCH)
+    assert len(widths) == 150 // SPEC.search_every_tokens
+    assert widths[:EAGER_SEARCHES] == [coarse, fine] * (EAGER_SEARCHES // 2)
+    later = widths[EAGER_SEARCHES:]
+    assert [i for i, w in enumerate(later, EAGER_SEARCHES + 1) if w == fine] == [10, 15, 20, 25, 30]
+    tracker.reset()  # a new shot: somebody may be far away
+    widths.clear()
+    for token in range(150, 160):
+        tracker.update(room, token)
+    assert widths == [coarse, fine]
 
 
 def test_every_frame_of_a_grid_clip_has_its_face(grid_clip: Path):
