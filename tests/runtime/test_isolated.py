@@ -247,6 +247,22 @@ def test_closing_in_the_middle_ends_the_process(clip: Path) -> None:
     assert child.poll() is not None
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="handles are counted in /proc")
+def test_thirty_decoders_leave_no_handle_and_no_process(clip: Path) -> None:
+    def handles() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before, pids = handles(), []
+    for number in range(30):
+        crash = decoder(message(INFO), then="os.kill(os.getpid(), 11)")
+        with IsolatedFile(clip, command=None if number % 10 == 0 else crash) as source:
+            pids.append(source.pid)
+            with contextlib.suppress(MediaError):
+                list(source)
+    assert handles() == before
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
 def test_a_decoder_ends_with_whoever_started_it(clip: Path) -> None:
     program = (
         "import os, sys, time; from runtime.media.isolated import IsolatedFile; "
