@@ -106,12 +106,12 @@ MINIATURE: dict[str, Any] = {
         },
     },
     "fit": {
-        "align_steps": 40,
-        "joint_steps": 140,
+        "align_steps": 30,
+        "joint_steps": 90,
         "batch": 8,
         "holdout": 0.0,
         "ema": 0.98,
-        "validate_every": 180,
+        "validate_every": 120,
     },
     "baseline": {"miniature": True, "steps": 200, "batch": 8, "validate_every": 100},
 }
