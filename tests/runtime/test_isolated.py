@@ -11,6 +11,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -245,6 +246,25 @@ def test_closing_in_the_middle_ends_the_process(clip: Path) -> None:
         child = source._child
         assert child.poll() is None
     assert child.poll() is not None
+
+
+def test_it_may_be_closed_while_another_thread_waits_for_it(clip: Path) -> None:
+    source = IsolatedFile(clip, command=decoder(message(INFO), then="time.sleep(600)"))
+    found: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            list(source)
+        except (MediaError, ValueError) as err:  # of the decoder that is gone, of the closed pipe
+            found.append(err)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    time.sleep(0.2)
+    source.close()
+    reader.join(10)
+    assert not reader.is_alive()
+    assert len(found) == 1
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="handles are counted in /proc")
