@@ -10,7 +10,6 @@ behind the world is measured (:class:`LagMeter`).
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -58,7 +57,8 @@ class LagMeter:
     """Lag over a run of any length in constant memory."""
 
     def __init__(self) -> None:
-        self._lags_ms: deque[float] = deque(maxlen=KEPT_LAGS)
+        self._lags_ms = np.zeros(KEPT_LAGS)  # a ring
+        self._added = 0
         self._start_s: float | None = None
         self._sums = np.zeros(5)  # n, x, y, xx, xy with x in minutes and y in ms
         self._last_s = 0.0
@@ -69,7 +69,8 @@ class LagMeter:
             self._start_s = now_s
         self._last_s = now_s
         lag_ms, minutes = (now_s - captured_s) * 1e3, (now_s - self._start_s) / 60
-        self._lags_ms.append(lag_ms)
+        self._lags_ms[self._added % KEPT_LAGS] = lag_ms
+        self._added += 1
         self._sums += (1, minutes, lag_ms, minutes * minutes, minutes * lag_ms)
 
     def report(self) -> LagReport | None:
@@ -78,7 +79,7 @@ class LagMeter:
         n, x, y, xx, xy = self._sums.tolist()
         spread = xx - x * x / n
         long_enough = self._last_s - self._start_s >= MIN_SLOPE_S and spread > 0
-        median_ms, p99_ms = np.percentile(np.array(self._lags_ms), (50, 99)).tolist()
+        median_ms, p99_ms = np.percentile(self._lags_ms[: self._added], (50, 99)).tolist()
         return LagReport(median_ms, p99_ms, (xy - x * y / n) / spread if long_enough else None)
 
 
