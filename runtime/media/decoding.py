@@ -15,7 +15,7 @@ from runtime.media import Frame, Samples
 
 MAX_PIXELS = 36_000_000  # a little above 8K (7680 x 4320); one decoded frame takes 54 MB
 MAX_SIDE_PX = 1920  # longer frames are scaled down to this side
-MAX_FPS = 1000.0  # a nominal frame rate beyond it is not believed
+MIN_FPS, MAX_FPS = 0.1, 1000.0  # a nominal frame rate beyond these is not believed
 MAX_STREAMS = 64  # in one container; broadcasts have a few dozen
 MIN_SOUND_HZ = 4_000  # telephony has 8000; one byte at 1 Hz would become 16000 samples
 MAX_SOUND_HZ = 768_000  # four times what studios use
@@ -94,6 +94,13 @@ def next_packet(packets: Iterator[Any]) -> Any:
         return next(packets, None)
     except IndexError:
         return None
+
+
+def nominal_fps(stream: Any) -> float | None:
+    """What a video stream (or None) says of its frame rate, where that can be believed."""
+    rate = (stream.average_rate or stream.guessed_rate) if stream is not None else None
+    fps = float(rate) if rate else 0.0
+    return fps if MIN_FPS <= fps <= MAX_FPS else None
 
 
 def is_sound_rate(rate_hz: int) -> bool:

@@ -28,7 +28,6 @@ from typing import Any
 from runtime.errors import MediaError, UsageError
 from runtime.media import AudioChunk, MediaInfo, VideoChunk
 from runtime.media.decoding import (
-    MAX_FPS,
     MAX_STREAMS,
     Resampler,
     RgbConverter,
@@ -37,6 +36,7 @@ from runtime.media.decoding import (
     import_av,
     is_sound_rate,
     next_packet,
+    nominal_fps,
     pick_streams,
     reason_of,
 )
@@ -199,8 +199,6 @@ class FileSource:
 
     def _describe(self) -> MediaInfo:
         video, audio = self._video, self._audio
-        rate = video.average_rate or video.guessed_rate if video is not None else None
-        fps = float(rate) if rate else math.nan
         duration = self._container.duration
         seconds = duration / self._av.time_base if duration is not None else math.nan
         return MediaInfo(
@@ -209,7 +207,7 @@ class FileSource:
             has_audio=audio is not None,
             width=video.codec_context.width if video is not None else 0,
             height=video.codec_context.height if video is not None else 0,
-            fps=fps if 0 < fps <= MAX_FPS else None,
+            fps=nominal_fps(video),
             duration_s=seconds if 0 < seconds < math.inf else None,
         )
 

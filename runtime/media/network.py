@@ -28,7 +28,6 @@ from runtime.media import AudioChunk, Chunk, MediaInfo, VideoChunk
 from runtime.media.address import check_address, public_name, scheme_of
 from runtime.media.clock import LiveClock, SoundClock
 from runtime.media.decoding import (
-    MAX_FPS,
     MAX_STREAMS,
     Resampler,
     RgbConverter,
@@ -37,6 +36,7 @@ from runtime.media.decoding import (
     import_av,
     is_sound_rate,
     next_packet,
+    nominal_fps,
     pick_streams,
     reason_of,
 )
@@ -135,8 +135,6 @@ class NetworkSource(Reconnecting[Any]):
 
     def _describe(self, container: Any) -> MediaInfo:
         video, audio = pick_streams(self._av, container, self.name, thread_type="SLICE")
-        rate = video.average_rate or video.guessed_rate if video is not None else None
-        fps = float(rate) if rate else 0.0
         hls = container.format.name == "hls"
         finite = container.duration is not None and scheme_of(self._url) in ("http", "https")
         self.live = not finite
@@ -148,7 +146,7 @@ class NetworkSource(Reconnecting[Any]):
             has_audio=audio is not None,
             width=video.codec_context.width if video is not None else 0,
             height=video.codec_context.height if video is not None else 0,
-            fps=fps if 0 < fps <= MAX_FPS else None,
+            fps=nominal_fps(video),
             duration_s=container.duration / self._av.time_base if finite else None,
         )
 
