@@ -11,7 +11,8 @@ and transcoded once to the length of the run and served over RTSP by GStreamer o
 ``--restart-at`` kills that server and starts it again :data:`DOWN_S` later.  Reported, after a
 warm-up of a sixth of the run, at most ten minutes:
 
-- resident memory, and its slope by least squares;
+- resident memory, and its slope by least squares; that of its anonymous part, too, in which a leak
+  would be: pages of files (libraries) come when they are used and go when the system wants them;
 - latency from capture to verdict beyond the evidence wait, and the slope of that;
 - drops by cause; verdicts by label, of the whole run;
 - after a restart: how long after the server's return the first window came that is whole again, of
@@ -72,6 +73,7 @@ class Sample(NamedTuple):
     memory_mb: float  # resident, 10^6 bytes
     threads: int
     files: int  # open
+    anonymous_mb: float = 0.0  # of memory_mb: not pages of files, which the system takes and gives
 
 
 def sample(pid: int, t_s: float) -> Sample:
@@ -80,9 +82,11 @@ def sample(pid: int, t_s: float) -> Sample:
     fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
     if "VmRSS" not in fields:  # it has ended, and nobody has asked for its exit code yet
         raise ProcessLookupError(pid)
-    memory_mb = int(fields["VmRSS"].split()[0]) * 1024 / 1e6
+    memory_mb, anonymous_mb = (
+        int(fields[name].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "RssAnon")
+    )
     files = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
-    return Sample(t_s, memory_mb, int(fields["Threads"]), files)
+    return Sample(t_s, memory_mb, int(fields["Threads"]), files, anonymous_mb)
 
 
 def slope(x: Float64, y: Float64) -> float | None:
@@ -135,6 +139,7 @@ def summarise(
         "warm_up_s": warm_up_s,
         "memory_mb": {
             "slope_per_h": growth,
+            "anonymous_slope_per_h": slope(times_h, np.array([s.anonymous_mb for s in kept])),
             "first": float(memory[0]) if len(memory) else None,
             "last": float(memory[-1]) if len(memory) else None,
             "peak": max((s.memory_mb for s in samples), default=None),
@@ -298,7 +303,8 @@ def report(result: dict[str, Any]) -> str:
         f"{result['minutes']:g} minutes of {result['settings']['source']}, "
         f"{result['machine']['cores']} cores ({result['machine']['processor']})",
         f"memory            {_number(memory['first'])} to {_number(memory['last'])} MB, peak "
-        f"{_number(memory['peak'])}, slope {_number(memory['slope_per_h'], '+.2f')} MB/h "
+        f"{_number(memory['peak'])}, slope {_number(memory['slope_per_h'], '+.2f')} MB/h, of its "
+        f"anonymous part {_number(memory['anonymous_slope_per_h'], '+.2f')} "
         f"(to reach: < {MAX_SLOPE_MB_PER_H:g})",
         f"capture to verdict  p50 {_number(latency['p50'])} ms, p99 {_number(latency['p99'])} ms "
         f"(to reach: <= {MAX_P99_MS:g}), max {_number(latency['max'])} ms, "
