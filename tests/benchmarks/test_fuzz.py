@@ -250,7 +250,7 @@ def test_only_as_many_as_fit_into_the_time(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_one_mutant_alone_runs_here_and_lets_a_traceback_through(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(model: str) -> Callable[[Path], Judged]:
+    def broken(model: str, decoder: str) -> Callable[[Path], Judged]:
         return lambda path: Judged("verdict", str(path.stat().st_size // 0), 0.0)
 
     monkeypatch.setattr("benchmarks.fuzz_worker.product", broken)
