@@ -4,16 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from types import TracebackType
-from typing import TypeVar
 
+from runtime.closing import Closing
 from runtime.media import Chunk, ClockReport, LiveSource, MediaInfo, Source
 from runtime.media.feed import DEFAULT_PATIENCE_S
 
-_Self = TypeVar("_Self", bound="SourceAround")
 
-
-class SourceAround:
+class SourceAround(Closing):
     """Everything but the chunks is the inner source's, which it closes with itself."""
 
     def __init__(self, source: Source) -> None:
@@ -57,14 +54,3 @@ class SourceAround:
 
     def close(self) -> None:
         self._source.close()
-
-    def __enter__(self: _Self) -> _Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

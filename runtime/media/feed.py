@@ -21,8 +21,8 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from types import TracebackType
 
+from runtime.closing import Closing
 from runtime.media import AudioChunk, Chunk, LiveSource, MediaInfo, Source, VideoChunk
 
 MAX_PICTURES = 32  # waiting; a second and more at 25 a second
@@ -33,7 +33,7 @@ JOIN_S = 1.0  # how long close waits for a source that is in the middle of a rea
 DEFAULT_PATIENCE_S = 2.0
 
 
-class Feed:
+class Feed(Closing):
     """The queue between a source's thread and whoever judges.
 
     Parameters
@@ -131,17 +131,6 @@ class Feed:
         if self.live:
             self._source.close()
         self._thread.join(JOIN_S if self.live else None)
-
-    def __enter__(self) -> Feed:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _read(self) -> None:
         try:

@@ -22,9 +22,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from runtime.closing import Closing
 from runtime.errors import MediaError, UsageError
 from runtime.media import AudioChunk, MediaInfo, VideoChunk
 from runtime.media.decoding import (
@@ -94,7 +94,7 @@ class OriginalSound:
     zero_s: float  # timestamp of the file that is second 0 of the stream
 
 
-class FileSource:
+class FileSource(Closing):
     """Iterates once over a file's pictures and sound in decode order.
 
     Parameters
@@ -173,17 +173,6 @@ class FileSource:
                 f"ends at {self._end_s:.1f} s of the {declared:.1f} s it declares: the file is "
                 "cut off or damaged"
             )
-
-    def __enter__(self) -> FileSource:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         self._container.close()

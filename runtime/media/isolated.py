@@ -24,11 +24,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from types import TracebackType
 from typing import Any, NoReturn
 
 import numpy as np
 
+from runtime.closing import Closing
 from runtime.errors import DependencyError, MediaError, UsageError, UserError
 from runtime.media import AudioChunk, MediaInfo, VideoChunk
 from runtime.media.decoding import MAX_SIDE_PX
@@ -50,7 +50,7 @@ START = (  # modules are found where this process finds them
 )
 
 
-class IsolatedFile:
+class IsolatedFile(Closing):
     """Iterates once over a file's pictures and sound in decode order.
 
     Parameters
@@ -114,17 +114,6 @@ class IsolatedFile:
                 yield AudioChunk(t_s, data.view(np.float32))  # [n]
             else:
                 self._refuse(f"sends {header['kind']!r} of {data.nbytes} bytes")
-
-    def __enter__(self) -> IsolatedFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def pid(self) -> int:

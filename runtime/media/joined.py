@@ -7,8 +7,8 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from types import TracebackType
 
+from runtime.closing import Closing
 from runtime.errors import UsageError
 from runtime.media import Chunk, ClockReport, LiveSource, MediaInfo, VideoChunk
 from runtime.media.feed import Feed
@@ -16,7 +16,7 @@ from runtime.media.feed import Feed
 POLL_S = 0.05
 
 
-class JoinedSource:
+class JoinedSource(Closing):
     """A camera (or a network stream without its own sound) and a microphone.
 
     Both are read by a thread each; chunks come in the order of their arrival.  Stream second 0 is
@@ -87,14 +87,3 @@ class JoinedSource:
         self._stop.set()
         self._pictures.close()
         self._sound.close()
-
-    def __enter__(self) -> JoinedSource:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
