@@ -53,7 +53,7 @@ from benchmarks.mutants import Seed, make_seeds, mutant
 from runtime.command import guarded, positive_int
 from runtime.errors import EXIT_ERROR, EXIT_OK, UsageError, UserError
 from runtime.files import write_json
-from runtime.media.open import expand_sources
+from runtime.media.open import DECODERS, INLINE, expand_sources
 from runtime.models import DEFAULT_PRESET
 
 CRASH, HANG = "crash", "hang"  # failures that end a worker
@@ -363,7 +363,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--jobs", type=positive_int, default=usable_cores(), help="workers")
     options.add_argument("--model", default=DEFAULT_PRESET, help="a preset, or a pair's folder")
     options.add_argument(
-        "--decoder", choices=fuzz_worker.DECODERS, default=fuzz_worker.INLINE,
+        "--decoder", choices=DECODERS, default=INLINE,
         help="as of runtime.stream; inline (default) shows what the decoders do to a process",
     )  # fmt: skip
     options.add_argument("--only", type=_number, metavar="NUMBER", help="judge this one again")

@@ -22,12 +22,12 @@ from typing import Any, NamedTuple
 
 from benchmarks.environment import ROOT, memory_field_mb
 from runtime.errors import MediaError, UsageError
+from runtime.media.open import INLINE, ISOLATED, open_source
 from runtime.verdict import Verdict
 
 VERDICT, ABSTAINED, ERROR = "verdict", "abstained", "error"  # as it should be
 TRACEBACK, MEMORY = "traceback", "memory"  # failures that a worker survives
 READY = "ready"
-INLINE, PROCESS = DECODERS = ("inline", "process")
 TRACE_LINES = 12
 
 
@@ -53,15 +53,14 @@ def product(model: str, decoder: str = INLINE) -> Judge:
     """The path of ``runtime.stream --decoder``: the model is loaded once, the rest is new for each
     file."""
     from runtime.backends import load_backend
-    from runtime.media.file import FileSource
-    from runtime.media.isolated import IsolatedFile
     from runtime.pipeline import run
 
-    open_file = FileSource if decoder == INLINE else IsolatedFile
     backend = load_backend(model)
 
     def judge(path: Path) -> Judged:
-        with open_file(path, sample_rate_hz=backend.spec.audio.sample_rate_hz) as source:
+        rate_hz = backend.spec.audio.sample_rate_hz
+        isolated = decoder == ISOLATED
+        with open_source(str(path), sample_rate_hz=rate_hz, isolated=isolated) as source:
             summary = run(source, backend, sinks=[_Lines()])
         labels = {label: n for label, n in summary.stats.labels.items() if n}
         outcome = VERDICT if set(labels) - {"abstain"} else ABSTAINED

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from runtime.backends import BACKENDS, load_backend
 from runtime.errors import EXIT_ERROR, EXIT_INTERRUPTED, UsageError, UserError
-from runtime.media.open import Sound, open_source, parse_sound
+from runtime.media.open import DECODERS, ISOLATED, Sound, open_source, parse_sound
 from runtime.spec import SpecError, StreamSpec
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def add_source_options(p: argparse.ArgumentParser) -> None:
                         "its name), or none (default: same)")  # fmt: skip
     p.add_argument("--rtsp-transport", choices=("tcp", "udp"), default="tcp",
                    help="what carries RTSP's media (default: tcp)")  # fmt: skip
-    p.add_argument("--decoder", choices=("process", "inline"), default="process",
+    p.add_argument("--decoder", choices=DECODERS, default=ISOLATED,
                    help="decode files in a process of their own, with limits on memory and time, "
                         "or in this one (default: process)")  # fmt: skip
 
@@ -151,7 +151,7 @@ def open_input(name: str, options: argparse.Namespace, sample_rate_hz: int) -> S
         transport=options.rtsp_transport,
         sample_rate_hz=sample_rate_hz,
         notice=print_notice,
-        isolated=options.decoder == "process",
+        isolated=options.decoder == ISOLATED,
     )
 
 

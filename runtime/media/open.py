@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from runtime.media import LiveSource, Source
 
 BROWSER = "browser"
+ISOLATED, INLINE = DECODERS = ("process", "inline")  # where a file is decoded
 LIST_SUFFIX = ".streams"
 MAX_LIST_BYTES = 1_000_000
 MEDIA_SUFFIXES = frozenset(
@@ -220,6 +221,9 @@ def _read_list(path: Path) -> list[str]:
 
 __all__ = [
     "BROWSER",
+    "DECODERS",
+    "INLINE",
+    "ISOLATED",
     "MEDIA_SUFFIXES",
     "Sound",
     "expand_sources",
