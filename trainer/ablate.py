@@ -36,11 +36,12 @@ from trainer.arms import Arm
 from trainer.baselines import fit as baselines
 from trainer.baselines.base import parameter_count
 from trainer.checkpoint import load_checkpoint
+from trainer.clip_scores import ClipScores, score_clips
 from trainer.config import ModelConfig, preset
 from trainer.data.parallel import WorkerDied, over_processes
 from trainer.data.prepared import PreparedSet
 from trainer.fit import FitConfig, train
-from trainer.scoring import ClipScores, score_clips
+from trainer.scoring import TorchPair
 
 DONE = "run.json"  # written last
 JOB = "job.json"
@@ -181,7 +182,7 @@ def _train_and_score(job: Job) -> int:
         parameters, stream = parameter_count(model), spec.stream
 
         def score(prepared: PreparedSet) -> ClipScores:
-            return score_clips(model, prepared.select(test), stream)
+            return score_clips(TorchPair(model), prepared.select(test), stream)
 
     whole = _data(job, trimmed=False)
     if any(clip.silence_tokens for clip in whole.select(test)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model is worth on a set: the product as it ships, or a checkpoint clip by clip.
+"""What a model is worth on a set: through the product as it ships, or clip by clip.
 
     python -m trainer.evaluate --clips forged --split test
 
@@ -8,27 +8,31 @@ decision) and counts its verdicts per category and per method, with the number o
 each row.  An abstention is no verdict: shares are of the judged windows, and coverage says how
 many those are.  Needs no torch.
 
+    python -m trainer.evaluate --data prepared --floor
     python -m trainer.evaluate --data prepared --checkpoint runs/a/checkpoint.safetensors --both
 
-scores every clip of the split, as the paper does, and writes a report with intervals over people:
-``report.html``, ``metrics.json``, ``metrics.csv`` and the scores themselves.  ``--both`` puts clips
-as they are beside clips without their leading silence.  ``--floor`` puts logistic regressions that
-look for no forgery beside the model (:mod:`trainer.floor`).  A baseline's checkpoint is taken, too.
+score every clip of the split, as the paper does, and write a report with intervals over people:
+``report.html``, ``metrics.json``, ``metrics.csv`` and the scores themselves.  The first takes the
+graphs of ``--model`` as they ship and needs no torch, the second a checkpoint, also a baseline's.
+``--floor`` puts logistic regressions that look for no forgery beside the model
+(:mod:`trainer.floor`), ``--both`` clips as they are beside clips without their leading silence.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from runtime.backends import load_backend
 from runtime.backends.base import Backend
 from runtime.errors import EXIT_ERROR, MediaError, ModelError, UsageError, UserError
 from runtime.files import write_json
@@ -41,8 +45,8 @@ from trainer import metrics
 from trainer.data.layouts import REAL_PAIR
 
 if TYPE_CHECKING:  # both need torch
+    from trainer.clip_scores import ClipScores
     from trainer.data.prepared import PreparedClip
-    from trainer.scoring import ClipScores
 
 
 @dataclass
@@ -178,27 +182,38 @@ def _print(result: dict[str, Any]) -> None:
         console.print(f"failed {file}: {reason}")
 
 
-# --- a checkpoint on a prepared set ---------------------------------------------------------
+# --- clip by clip on a prepared set ---------------------------------------------------------
 
 
-def evaluate_checkpoint(
+class Scorer(NamedTuple):
+    """A model that gives whole clips a score."""
+
+    name: str
+    crop_px: int | None  # None: takes any
+    score: Callable[[Sequence[PreparedClip]], ClipScores]
+    threshold: float
+
+
+def evaluate_prepared(
     data: Path,
-    checkpoint: Path,
+    scorer: Scorer,
     output: Path,
     *,
+    about: Mapping[str, str],
     split: str = "test",
     protocol: str = "given",
     fold: int = 0,
     variants: Sequence[str] = ("untrimmed",),
-    argmax: bool = False,
     floor: bool = False,
     rounds: int = 1000,
 ) -> dict[str, Any]:
-    """Write the report of one checkpoint into ``output``; returns what metrics.json holds.
+    """Write the report of one model into ``output``; returns what metrics.json holds.
 
-    ``argmax``: the network's own logits and a threshold of 0.5, as the paper decides, instead of
-    the calibration and the threshold that ship with the checkpoint.  ``floor``: beside the first
-    variant also what :mod:`trainer.floor` reaches, and :mod:`trainer.probe` of the whole set.
+    ``about``: what the report says of the model.  ``floor``: beside the first variant also what
+    :mod:`trainer.floor` reaches, and :mod:`trainer.probe` of the whole set.
+
+    Raises :class:`UsageError` where the set has other crops than the model takes, or no clip in
+    the split.
     """
     from rich.progress import track
 
@@ -206,43 +221,49 @@ def evaluate_checkpoint(
     from trainer.floor import measure
     from trainer.report import write_report
 
-    name, crop_px, score, threshold = load_scorer(checkpoint, argmax=argmax)
     scores: dict[str, ClipScores] = {}
     measured: dict[str, Any] = {}
     for variant in variants:
         prepared = PreparedSet(data, protocol=protocol, fold=fold, trimmed=variant == "trimmed")
-        if crop_px not in (None, prepared.crop_px):
+        if scorer.crop_px not in (None, prepared.crop_px):
             raise UsageError(
-                f"{data} has crops of {prepared.crop_px} px, {name} wants {crop_px}; "
-                f"prepare with --crop-px {crop_px}"
+                f"{data} has crops of {prepared.crop_px} px, {scorer.name} wants {scorer.crop_px}; "
+                f"prepare with --crop-px {scorer.crop_px}"
             )
         clips = prepared.clips if split == "all" else prepared.select(split)
         if not clips:
             raise UsageError(f"{data} has no clips in split {split!r} of protocol {protocol!r}")
-        scores[variant] = score(list(track(clips, f"scoring {variant}", transient=True)))
+        scores[variant] = scorer.score(list(track(clips, f"scoring {variant}", transient=True)))
         if floor and not measured:
             measured = measure(scores[variant], prepared, rounds=rounds)
     about = {
-        "checkpoint": str(checkpoint),
+        **about,
         "data": f"{data}, protocol {protocol}" + (f", fold {fold}" if protocol != "given" else ""),
         "split": split,
-        "decision": "argmax of the logits" if argmax else "calibration of the checkpoint",
     }
-    title = f"{name} on {data.name}, split {split}"
+    title = f"{scorer.name} on {data.name}, split {split}"
     return write_report(
-        output, scores, threshold, title=title, about=about, rounds=rounds, **measured
+        output, scores, scorer.threshold, title=title, about=about, rounds=rounds, **measured
     )
 
 
-def load_scorer(
-    checkpoint: Path, *, argmax: bool = False
-) -> tuple[str, int | None, Callable[[Sequence[PreparedClip]], ClipScores], float]:
-    """Name, crop size (None: any), scores of clips, and the threshold, of MSCT or a baseline.
+def pair_scorer(backend: Backend, *, argmax: bool = False) -> Scorer:
+    """The graphs as they ship.  ``argmax``: the network's own logits and a threshold of 0.5, as
+    the paper decides, instead of the calibration and the threshold of the model."""
+    from trainer.clip_scores import score_clips
+
+    spec = backend.spec
+    calibration = None if argmax else spec.calibration
+    score = functools.partial(score_clips, backend, stream=spec.stream, calibration=calibration)
+    threshold = 0.5 if calibration is None else calibration.threshold
+    return Scorer(spec.model_id, spec.face.crop_px, score, threshold)
+
+
+def checkpoint_scorer(checkpoint: Path, *, argmax: bool = False) -> Scorer:
+    """MSCT or a baseline, ``argmax`` as in :func:`pair_scorer`; needs torch.
 
     Raises :class:`ModelError` for a file that is neither.
     """
-    import functools
-
     import torch
     from safetensors import SafetensorError, safe_open
 
@@ -250,7 +271,8 @@ def load_scorer(
     from trainer.baselines import fit as baselines
     from trainer.calibrate import Platt
     from trainer.checkpoint import load_checkpoint
-    from trainer.scoring import score_clips
+    from trainer.clip_scores import score_clips
+    from trainer.scoring import TorchPair
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -263,19 +285,20 @@ def load_scorer(
         if argmax and baseline.SCORE_IS_LOGIT:
             platt = Platt(1.0, 0.0)
         score = functools.partial(baselines.score_clips, baseline.to(device), platt=platt)
-        return config.name, None, score, 0.5
+        return Scorer(config.name, None, score, 0.5)
     model, cfg, spec = load_checkpoint(checkpoint)
     calibration = None if argmax or spec is None else spec.calibration
     score = functools.partial(
         score_clips,
-        model.to(device),
+        TorchPair(model.to(device)),
         stream=StreamSpec() if spec is None else spec.stream,
         calibration=calibration,
     )
-    return cfg.name, cfg.crop_px, score, 0.5 if calibration is None else calibration.threshold
+    threshold = 0.5 if calibration is None else calibration.threshold
+    return Scorer(cfg.name, cfg.crop_px, score, threshold)
 
 
-def _print_checkpoint(result: dict[str, Any], output: Path) -> None:
+def _print_report(result: dict[str, Any], output: Path) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -313,61 +336,84 @@ def _parser() -> argparse.ArgumentParser:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--clips", type=Path, help="folder written by trainer.forge: the product")
-    source.add_argument("--data", type=Path, help="folder written by trainer.prepare: a checkpoint")
+    source.add_argument("--data", type=Path, help="folder written by trainer.prepare: clip by clip")
     parser.add_argument("--split", default="test", choices=("train", "val", "test", "all"))
     parser.add_argument(
         "--output",
         type=Path,
-        help="with --clips a JSON file, with --data a folder (default: beside the checkpoint)",
+        help="with --clips a JSON file, with --data a folder (default: evaluation/ beside the "
+        "checkpoint, or runs/evaluation)",
     )
-    product = parser.add_argument_group("with --clips")
-    product.add_argument("--model", default=DEFAULT_PRESET, help="a preset or a folder with a pair")
-    product.add_argument(
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument(
+        "--model", help=f"a preset or a folder with a pair of graphs (default: {DEFAULT_PRESET})"
+    )
+    model.add_argument(
+        "--checkpoint", type=Path, help="with --data: of trainer.fit, or of a baseline"
+    )
+    parser.add_argument(
         "--provider", choices=("cpu", "cuda"), help="of ONNX Runtime (default: cpu)"
     )
-    checkpoint = parser.add_argument_group("with --data")
-    checkpoint.add_argument("--checkpoint", type=Path, help="of trainer.fit, or of a baseline")
-    checkpoint.add_argument("--protocol", default="given", help="see trainer.data.splits")
-    checkpoint.add_argument("--fold", type=int, default=0)
-    silence = checkpoint.add_mutually_exclusive_group()
+    prepared = parser.add_argument_group("with --data")
+    prepared.add_argument("--protocol", default="given", help="see trainer.data.splits")
+    prepared.add_argument("--fold", type=int, default=0)
+    silence = prepared.add_mutually_exclusive_group()
     silence.add_argument("--trimmed", action="store_true", help="without leading silence")
     silence.add_argument("--both", action="store_true", help="with and without, side by side")
-    checkpoint.add_argument(
+    prepared.add_argument(
         "--argmax", action="store_true", help="decide as the paper does, without calibration"
     )
-    checkpoint.add_argument(
+    prepared.add_argument(
         "--floor", action="store_true", help="beside it regressions that look for no forgery"
     )
     return parser
 
 
 def _main(args: argparse.Namespace) -> None:
-    if args.clips is not None:
-        from runtime.backends import load_backend
-
-        with load_backend(args.model, provider=args.provider) as backend:
-            counted = evaluate(args.clips, backend, args.split)
-        _print(counted)
-        if args.output:
-            write_json(args.output, counted)
+    if args.checkpoint is not None:
+        if args.clips is not None:
+            raise UsageError(
+                "--clips runs the product, from graphs; for a checkpoint give --data, or export "
+                "it by export.build_engine"
+            )
+        if args.provider is not None:
+            raise UsageError("--provider is ONNX Runtime's, and a checkpoint runs in torch")
+        scorer = checkpoint_scorer(args.checkpoint, argmax=args.argmax)
+        about = {"checkpoint": str(args.checkpoint)}
+        _report(args, scorer, about, args.checkpoint.parent / "evaluation")
         return
-    if args.checkpoint is None:
-        raise UsageError("--data needs --checkpoint; for the product as it ships give --clips")
+    with load_backend(args.model, provider=args.provider) as backend:
+        if args.data is not None:
+            about = {"model": backend.spec.model_id, "provider": backend.provider}
+            scorer = pair_scorer(backend, argmax=args.argmax)
+            _report(args, scorer, about, Path("runs/evaluation"))
+            return
+        counted = evaluate(args.clips, backend, args.split)
+    _print(counted)
+    if args.output:
+        write_json(args.output, counted)
+
+
+def _report(
+    args: argparse.Namespace, scorer: Scorer, about: Mapping[str, str], folder: Path
+) -> None:
+    """``folder``: where the report goes unless --output says otherwise."""
     trimmed = {"both": ("untrimmed", "trimmed"), "trimmed": ("trimmed",)}
     chosen = "both" if args.both else "trimmed" if args.trimmed else ""
-    output = args.output or args.checkpoint.parent / "evaluation"
-    result = evaluate_checkpoint(
+    output = args.output or folder
+    decision = "argmax of the logits" if args.argmax else "calibration of the model"
+    result = evaluate_prepared(
         args.data,
-        args.checkpoint,
+        scorer,
         output,
+        about={**about, "decision": decision},
         split=args.split,
         protocol=args.protocol,
         fold=args.fold,
         variants=trimmed.get(chosen, ("untrimmed",)),
-        argmax=args.argmax,
         floor=args.floor,
     )
-    _print_checkpoint(result, output)
+    _print_report(result, output)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from trainer import metrics
 from trainer.bootstrap import METRICS, draw_identities, interval, point, weighted_metrics
+from trainer.clip_scores import ClipScores
 from trainer.data.layouts import CATEGORIES
-from trainer.scoring import ClipScores
 
 Array = npt.NDArray[Any]
 ROUNDS = 1000

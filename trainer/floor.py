@@ -17,6 +17,7 @@ import numpy as np
 
 from runtime.errors import UsageError
 from trainer.bootstrap import draw_identities, point, weighted_metrics
+from trainer.clip_scores import ClipScores
 from trainer.data.prepared import PreparedSet
 from trainer.figures import ROUNDS, figure
 from trainer.probe import (
@@ -28,7 +29,6 @@ from trainer.probe import (
     probe,
     read_features,
 )
-from trainer.scoring import ClipScores
 
 FLOORS = (DESCRIPTOR, LOG_MEL, TOGETHER)
 

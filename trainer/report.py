@@ -17,10 +17,10 @@ import numpy as np
 from runtime.errors import UserError
 from runtime.files import write_json
 from trainer import plots
+from trainer.clip_scores import ClipScores
 from trainer.data.layouts import CATEGORIES
 from trainer.figures import FEW_IDENTITIES, figures, write_csv
 from trainer.probe import ACROSS, WITHIN
-from trainer.scoring import ClipScores
 
 NAMES = {  # of the metrics, as the report prints them
     "accuracy": "accuracy",

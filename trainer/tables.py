@@ -22,9 +22,9 @@ import numpy.typing as npt
 
 from trainer.arms import Arm
 from trainer.bootstrap import point, weighted_metrics
+from trainer.clip_scores import ClipScores
 from trainer.figures import figure
 from trainer.published import Published
-from trainer.scoring import ClipScores
 
 Float64 = npt.NDArray[np.float64]
 SHOWN = ("accuracy", "balanced_accuracy", "auc", "eer")

@@ -27,8 +27,9 @@ from tests.runtime.doubles import MockBackend, MockTracker
 WARM_UP = 100  # cycles in which libraries fill their caches and the allocator finds its size
 CYCLES = 1000
 # One RGB picture of the clip has 0.23 MB and a decoder more: leaked once a cycle they would be
-# hundreds of megabytes.  The allocator's own wandering was within 5 MB when this was written.
-MAX_GROWTH_MB = 10.0
+# hundreds of megabytes.  What the decoder's threads had freed is given back now and then: 2,000
+# cycles went up and down between three levels, 5.4 MB apart.
+MAX_GROWTH_MB = 20.0
 
 pytestmark = [
     pytest.mark.slow,

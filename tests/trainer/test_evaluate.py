@@ -109,6 +109,13 @@ def test_a_folder_that_is_no_forged_set_is_one_line_and_exit_2(
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_checkpoint_cannot_run_through_the_product(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["--clips", str(tmp_path), "--checkpoint", "x.safetensors"]) == 2
+    assert "export.build_engine" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("torch", reason="needs the train extra: pip install '.[train]'")
@@ -177,16 +184,36 @@ class TestCheckpoint:
             assert f"the model is {gain:+.3f} [" in out
 
     def test_argmax_leaves_calibration_and_threshold_aside(self, noise: Path, checkpoint: Path):
-        from trainer.evaluate import load_scorer
-
-        _, _, score, threshold = load_scorer(checkpoint)
-        _, _, plain, half = load_scorer(checkpoint, argmax=True)
-        assert (threshold, half) == (0.6, 0.5)
         from trainer.data.prepared import PreparedSet
+        from trainer.evaluate import checkpoint_scorer
 
+        calibrated = checkpoint_scorer(checkpoint)
+        plain = checkpoint_scorer(checkpoint, argmax=True)
+        assert (calibrated.threshold, plain.threshold) == (0.6, 0.5)
         clips = PreparedSet(noise).select("test")[:2]
-        p, q = score(clips).p_fake, plain(clips).p_fake
+        p, q = calibrated.score(clips).p_fake, plain.score(clips).p_fake
         np.testing.assert_allclose(np.log(p / (1 - p)), np.log(q / (1 - q)) + 0.3, atol=1e-6)
+
+    def test_its_graphs_score_as_it_does(self, noise: Path, checkpoint: Path, tmp_path: Path):
+        from export.build_engine import main as export
+        from trainer.clip_scores import ClipScores
+
+        words = ["--checkpoint", str(checkpoint), "--backend", "onnx"]
+        assert export([*words, "--output", str(tmp_path / "pair")]) == 0
+        for kind, model in (("--checkpoint", checkpoint), ("--model", tmp_path / "pair")):
+            output = tmp_path / f"report{kind}"
+            given = [kind, str(model), "--output", str(output)]
+            assert main(["--data", str(noise), "--both", *given]) == 0
+        for variant in ("untrimmed", "trimmed"):
+            name = f"scores-{variant}.csv"
+            torch = ClipScores.read(tmp_path / "report--checkpoint" / name)
+            graph = ClipScores.read(tmp_path / "report--model" / name)
+            assert torch.file.tolist() == graph.file.tolist()
+            np.testing.assert_allclose(graph.p_fake, torch.p_fake, atol=1e-4)
+            np.testing.assert_allclose(graph.p_fake_video, torch.p_fake_video, atol=1e-4)
+        metrics = json.loads((tmp_path / "report--model" / "metrics.json").read_text())
+        assert metrics["variants"]["untrimmed"]["threshold"] == 0.6
+        assert metrics["about"]["provider"] == "CPUExecutionProvider"
 
     def test_a_baseline_is_scored_by_the_same_command(self, noise: Path, tmp_path: Path):
         from trainer.baselines.fit import BaselineConfig, BaselineTrainer
@@ -205,7 +232,8 @@ class TestCheckpoint:
         [
             (["--checkpoint", "CHECKPOINT", "--protocol", "random"], "no protocol"),
             (["--checkpoint", "missing.safetensors"], "cannot read"),
-            ([], "--checkpoint"),
+            (["--checkpoint", "CHECKPOINT", "--provider", "cpu"], "--provider"),
+            ([], "64"),  # the size of the shipped model's crops
         ],
     )
     def test_what_cannot_be_done_is_one_line(

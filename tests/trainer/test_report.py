@@ -15,10 +15,10 @@ import pytest
 pytest.importorskip("torch", reason="needs the train extra: pip install '.[train]'")
 
 from trainer import metrics, plots
+from trainer.clip_scores import ClipScores
 from trainer.data.layouts import CATEGORIES
 from trainer.figures import figures
 from trainer.report import write_report
-from trainer.scoring import ClipScores
 
 
 def table(people: int = 12, *, separation: float = 1.0, seed: int = 0) -> ClipScores:

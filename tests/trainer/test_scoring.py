@@ -17,9 +17,10 @@ from runtime.errors import UsageError
 from runtime.spec import Calibration, StreamSpec
 from tests.trainer.prepared import write_noise_set
 from tests.trainer.test_fit import MODEL
+from trainer.clip_scores import ClipScores, score_clips, window_starts
 from trainer.data.prepared import PreparedSet
 from trainer.model.msct import MSCT
-from trainer.scoring import ClipScores, score_clips, window_starts
+from trainer.scoring import TorchPair
 
 STREAM = StreamSpec(window_tokens=30)
 
@@ -47,7 +48,7 @@ def test_windows_leave_no_token_out(length: int):
 
 def test_a_clip_is_the_sigmoid_of_the_mean_over_its_windows(noise: Path, model: MSCT):
     clip = PreparedSet(noise).select("test")[0]
-    scores = score_clips(model, [clip], STREAM)
+    scores = score_clips(TorchPair(model), [clip], STREAM)
     assert scores.windows.tolist() == [3]  # at 0, 15 and 20
     differences, embeddings = [], []
     with torch.inference_mode():
@@ -64,10 +65,9 @@ def test_a_clip_is_the_sigmoid_of_the_mean_over_its_windows(noise: Path, model: 
 
 def test_calibration_scales_the_logit_and_its_domain_is_counted(noise: Path, model: MSCT):
     clips = PreparedSet(noise).select("test")
-    plain = score_clips(model, clips, STREAM)
-    shifted = score_clips(
-        model, clips, STREAM, Calibration(temperature_av=2.0, bias_av=0.5, min_clarity=3.0)
-    )
+    plain = score_clips(TorchPair(model), clips, STREAM)
+    calibration = Calibration(temperature_av=2.0, bias_av=0.5, min_clarity=3.0)
+    shifted = score_clips(TorchPair(model), clips, STREAM, calibration)
 
     def logit(p: np.ndarray) -> np.ndarray:
         return np.log(p / (1 - p))
@@ -79,14 +79,14 @@ def test_calibration_scales_the_logit_and_its_domain_is_counted(noise: Path, mod
 
 def test_a_clip_shorter_than_a_window_is_one_window(noise: Path, model: MSCT):
     clip = PreparedSet(noise, trimmed=True).select("test")[0]
-    scores = score_clips(model, [clip], StreamSpec(window_tokens=60))
+    scores = score_clips(TorchPair(model), [clip], StreamSpec(window_tokens=60))
     assert scores.windows.tolist() == [1]
     assert 0 < scores.p_fake[0] < 1
 
 
 def test_a_table_survives_its_file(noise: Path, model: MSCT, tmp_path: Path):
     clips = [dataclasses.replace(c, groups={"race": "x, y"}) for c in PreparedSet(noise).clips]
-    scores = score_clips(model, clips, STREAM)
+    scores = score_clips(TorchPair(model), clips, STREAM)
     scores.p_fake_video[0] = np.nan
     scores.write(tmp_path / "scores.csv")
     again = ClipScores.read(tmp_path / "scores.csv")

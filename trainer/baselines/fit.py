@@ -26,8 +26,8 @@ from runtime.errors import MediaError, ModelError, UsageError, UserError
 from trainer import metrics
 from trainer.baselines import Baseline, Labels, build
 from trainer.calibrate import Platt, fit_platt
+from trainer.clip_scores import ClipRow, ClipScores, window_starts
 from trainer.data.prepared import PreparedClip, PreparedSet
-from trainer.scoring import ClipRow, ClipScores, window_starts
 
 FORMAT = "msct-baseline-1"
 _SAMPLES = 640  # of a token
