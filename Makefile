@@ -6,6 +6,10 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
+# One thread a process.  Three on two cores, since many tests wait (for a camera, a server, Ray).
+TEST_JOBS ?= 3
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_JOBS) --dist loadfile
+
 # The CPU build of torch, never the one that brings gigabytes of CUDA.  On Linux only the local
 # version "+cpu" says so; it comes from any index or folder that pip is told of, for example
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test
@@ -25,11 +29,12 @@ NATIVE := cmake -S . -DMSCT_CUDA=ON -DMSCT_BINDINGS=OFF -DMSCT_PLUGINS=ON -DPyth
 RTX := $(if $(NVCC),$(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-ops train-demo native native-all native-aarch64 clean
+.PHONY: help demo test test-all lint bench bench-ops train-demo native native-all native-aarch64 clean
 
 help:
 	@echo 'make demo        stream a real clip, print the verdicts, write demo/*.jsonl'
-	@echo 'make test        all tests;   PYTEST_ARGS="-k audio" to choose'
+	@echo 'make test        the tests;   PYTEST_ARGS="-k audio" to choose, TEST_JOBS=8 for eight processes'
+	@echo 'make test-all    also those marked thorough: the export of the model in the size of the paper'
 	@echo 'make lint        ruff and mypy'
 	@echo 'make bench       speed, memory and latency of the whole stream, then of the two ops (these need torch)'
 	@echo 'make bench-ops   the ops at all sizes: with an NVIDIA GPU, nvcc and torch for CUDA our kernels'
@@ -46,7 +51,10 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	@$(PY) -c 'import torch' 2>/dev/null || echo 'make test: torch is not installed: the tests of the trainer and of the torch export are skipped (remedy: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make clean test)'
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(PYTEST) -m 'not thorough' $(PYTEST_ARGS)
+
+test-all: $(VENV)/.dev
+	$(PYTEST) $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check .

@@ -96,7 +96,9 @@ def test_somebody_elses_camera_is_not_restarted(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.timeout(180)
-def test_half_a_minute_with_a_restart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_third_of_a_minute_with_a_restart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     if reason := why_no_rtsp_server():
         pytest.skip(reason)
     pytest.importorskip("prometheus_client", reason="extra metrics is not installed")
@@ -104,12 +106,12 @@ def test_half_a_minute_with_a_restart(tmp_path: Path, capsys: pytest.CaptureFixt
     out, picture = tmp_path / "soak.json", tmp_path / "soak.png"
     start = time.monotonic()
     code = soak.main(
-        ["--source", str(sample_clip()), "--minutes", "0.5", "--restart-at", "0.2",
+        ["--source", str(sample_clip()), "--minutes", "0.33", "--restart-at", "0.1",
          "--output", str(out), "--picture", str(picture)]
     )  # fmt: skip
     assert code == EXIT_OK, capsys.readouterr().err
     result = json.loads(out.read_text())
-    assert result["verdicts"] > 60
+    assert result["verdicts"] > 30
     assert result["samples"][-1][1] > 50
     assert 0 < result["restart"]["recovery_s"] < 10
     assert "server restarted" in capsys.readouterr().out

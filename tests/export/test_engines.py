@@ -180,7 +180,7 @@ def test_the_shipped_preset_with_plugins(tmp_path: Path, plugin_library_path: Pa
     assert report["engine"]["plugin_layers"] == {"frame_encoder": 0, "fusion": 8}
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_papers_model_has_24_plugin_layers(tmp_path: Path, plugin_library_path: Path) -> None:
     """Its fusion alone, with random weights: six blocks, two modalities, two modules each."""
     for name in ("torch", "onnxscript"):

@@ -447,11 +447,13 @@ class TestAWorker:
         assert json.loads(Scorer(WORK)(vars(clip))["row"])["windows"] == 6
 
 
-def command(folder: Path, output: Path, *options: str) -> subprocess.Popen[str]:
+def command(
+    folder: Path, output: Path, *options: str, environment: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "runtime.scan", str(folder), "--output", str(output), "--workers",
          "2", *options],
-        cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
 
 
@@ -475,22 +477,68 @@ def plain_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def on_a_cluster(
+    plain_clips: Path, real_pair: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[tuple[int, str, str], Path, str]:
+    """What a scan on somebody else's cluster of one node said, its table, and what the cluster
+    said once the scan was gone.  It asks for a token."""
+    environment = {
+        **os.environ,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(16),
+    }
+    program = (
+        "import sys, ray\n"
+        "ray.init(address='local', num_cpus=2, include_dashboard=False,\n"
+        "         object_store_memory=100 << 20, log_to_driver=False)\n"
+        "print(ray.get_runtime_context().gcs_address, flush=True)\n"
+        "sys.stdin.read()\n"
+        "print(ray.is_initialized() and ray.cluster_resources()['CPU'])\n"
+    )
+    cluster = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=REPOSITORY, text=True, env=environment,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        assert cluster.stdout is not None
+        address = cluster.stdout.readline().strip()
+        output = tmp_path_factory.mktemp("cluster") / "out.parquet"
+        said = finish(command(plain_clips, output, "--ray", address, environment=environment))
+        alive, _ = cluster.communicate("", timeout=60)
+        return said, output, alive.strip()
+    finally:
+        cluster.kill()
+        cluster.wait()
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # Ray starts three times: seconds, or minutes on a busy machine
+@pytest.mark.timeout(1800)  # Ray starts four times: seconds, or minutes on a busy machine
 @pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="ray is not installed (extra scan)"
 )
 class TestWithRay:
+    def test_on_a_cluster_that_runs_already(
+        self, on_a_cluster: tuple[tuple[int, str, str], Path, str]
+    ) -> None:
+        (code, out, err), output, alive = on_a_cluster
+        assert code == 1, err  # the broken one
+        assert "11 clips scored by 2 workers" in out
+        table = {row["path"]: row for row in rows(output)}
+        assert [p for p, row in table.items() if row["error"]] == ["broken.mp4"]
+        assert sum(row["windows"] for row in table.values()) > 10
+        assert alive == "2.0"  # it goes on afterwards
+
     def test_killed_and_resumed_equals_a_run_without_the_kill(
-        self, plain_clips: Path, real_pair: Path, tmp_path: Path
+        self,
+        plain_clips: Path,
+        on_a_cluster: tuple[tuple[int, str, str], Path, str],
+        tmp_path: Path,
     ) -> None:
         psutil = pytest.importorskip("psutil", reason="psutil is not installed (extra dev)")
-        whole, killed = tmp_path / "whole.parquet", tmp_path / "killed.parquet"
-        code, out, err = finish(command(plain_clips, whole))
-        assert code == 1, err  # the broken one
-        assert err == ""
-        assert "11 clips scored by 2 workers" in out
-
+        _, whole, _ = on_a_cluster
+        killed = tmp_path / "killed.parquet"
         process = command(plain_clips, killed)
         while journal_lines(killed) < 3 and process.poll() is None:
             time.sleep(0.02)
@@ -512,45 +560,10 @@ class TestWithRay:
         assert alive == []  # Ray goes when the command goes
 
         code, out, err = finish(command(plain_clips, killed))
-        assert code == 1, err
+        assert code == 1, err  # the broken one
         assert "taken from" in out
         assert rows(killed) == rows(whole)
         assert len(rows(whole)) == 11
-
-    def test_on_a_cluster_that_runs_already(
-        self, plain_clips: Path, real_pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """One node, started by somebody else, that asks for a token; it goes on afterwards."""
-        monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        monkeypatch.setenv("RAY_AUTH_MODE", "token")
-        monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
-        program = (
-            "import sys, ray\n"
-            "ray.init(address='local', num_cpus=2, include_dashboard=False,\n"
-            "         object_store_memory=100 << 20, log_to_driver=False)\n"
-            "print(ray.get_runtime_context().gcs_address, flush=True)\n"
-            "sys.stdin.read()\n"
-            "print(ray.is_initialized() and ray.cluster_resources()['CPU'])\n"
-        )
-        cluster = subprocess.Popen(
-            [sys.executable, "-c", program], cwd=REPOSITORY, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            assert cluster.stdout is not None
-            address = cluster.stdout.readline().strip()
-            output = tmp_path / "out.parquet"
-            code, out, err = finish(command(plain_clips, output, "--ray", address))
-            assert code == 1, err  # the broken one
-            assert "11 clips scored by 2 workers" in out
-            table = {row["path"]: row for row in rows(output)}
-            assert [p for p, row in table.items() if row["error"]] == ["broken.mp4"]
-            assert sum(row["windows"] for row in table.values()) > 10
-            alive, _ = cluster.communicate("", timeout=60)
-            assert alive.strip() == "2.0"
-        finally:
-            cluster.kill()
-            cluster.wait()
 
     def test_a_clip_that_kills_its_worker_costs_that_clip_alone(
         self, plain_clips: Path, real_pair: Path, tmp_path: Path

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,47 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_noise_set(folder, splits=splits, tokens=40, crop_px=32, silence_tokens=3)
 
 
+class TestGraphs:
+    """The pair as it ships, on a prepared set; needs no torch."""
+
+    def test_scores_are_what_the_graphs_give(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ):
+        pytest.importorskip("onnxruntime", reason="needs the cpu extra: pip install '.[cpu]'")
+        from runtime.backends import load_backend
+        from tests.trainer.prepared import write_noise_set
+        from trainer.clip_scores import ClipScores
+        from trainer.data.prepared import PreparedSet
+
+        monkeypatch.setitem(sys.modules, "torch", None)  # an import of it fails
+        monkeypatch.chdir(tmp_path)
+        folder = write_noise_set(tmp_path / "set", splits={"d": "test"}, clips=1, tokens=75)
+        assert main(["--data", str(folder)]) == 0
+        output = tmp_path / "runs" / "evaluation"
+        assert str(Path("runs", "evaluation", "report.html")) in capsys.readouterr().out
+        found = ClipScores.read(output / "scores-untrimmed.csv")
+        assert found.windows.tolist() == [2] * 4
+        with load_backend() as backend:
+            spec = backend.spec
+            for clip, p_fake in zip(PreparedSet(folder).clips, found.p_fake, strict=True):
+                visual = backend.encode(clip.crops)
+                outs = [
+                    backend.fuse(visual[None, i : i + 50], clip.tokens[None, i : i + 50])
+                    for i in (0, 25)
+                ]
+                logit = np.mean([o.logits_av[0, 1] - o.logits_av[0, 0] for o in outs])
+                scaled = logit / spec.calibration.temperature_av + spec.calibration.bias_av
+                assert p_fake == pytest.approx(1 / (1 + np.exp(-scaled)), abs=1e-6)
+        result = json.loads((output / "metrics.json").read_text())
+        assert result["about"]["model"] == spec.model_id
+        assert result["about"]["provider"] == "CPUExecutionProvider"
+        assert result["variants"]["untrimmed"]["threshold"] == spec.calibration.threshold
+
+    def test_crops_of_another_size_are_refused(self, noise: Path, capsys):
+        assert main(["--data", str(noise)]) == 2
+        assert "--crop-px 64" in capsys.readouterr().err
+
+
 class TestCheckpoint:
     """A checkpoint on a prepared set; needs torch."""
 
@@ -166,9 +208,14 @@ class TestCheckpoint:
         assert (folder / "scores-trimmed.npz").is_file()
 
     def test_the_floor_is_printed_beside_the_model(
-        self, tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+        self,
+        tmp_path: Path,
+        checkpoint: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
     ):
         pytest.importorskip("dlib", reason="needs the cpu extra: pip install '.[cpu]'")
+        monkeypatch.setattr("trainer.probe.DESCRIPTOR_CROPS", 1)  # a fifth of a second each
         from tests.trainer.prepared import write_noise_set
 
         people = {"a": "train", "b": "train", "c": "test", "d": "test"}
@@ -194,27 +241,6 @@ class TestCheckpoint:
         p, q = calibrated.score(clips).p_fake, plain.score(clips).p_fake
         np.testing.assert_allclose(np.log(p / (1 - p)), np.log(q / (1 - q)) + 0.3, atol=1e-6)
 
-    def test_its_graphs_score_as_it_does(self, noise: Path, checkpoint: Path, tmp_path: Path):
-        from export.build_engine import main as export
-        from trainer.clip_scores import ClipScores
-
-        words = ["--checkpoint", str(checkpoint), "--backend", "onnx"]
-        assert export([*words, "--output", str(tmp_path / "pair")]) == 0
-        for kind, model in (("--checkpoint", checkpoint), ("--model", tmp_path / "pair")):
-            output = tmp_path / f"report{kind}"
-            given = [kind, str(model), "--output", str(output)]
-            assert main(["--data", str(noise), "--both", *given]) == 0
-        for variant in ("untrimmed", "trimmed"):
-            name = f"scores-{variant}.csv"
-            torch = ClipScores.read(tmp_path / "report--checkpoint" / name)
-            graph = ClipScores.read(tmp_path / "report--model" / name)
-            assert torch.file.tolist() == graph.file.tolist()
-            np.testing.assert_allclose(graph.p_fake, torch.p_fake, atol=1e-4)
-            np.testing.assert_allclose(graph.p_fake_video, torch.p_fake_video, atol=1e-4)
-        metrics = json.loads((tmp_path / "report--model" / "metrics.json").read_text())
-        assert metrics["variants"]["untrimmed"]["threshold"] == 0.6
-        assert metrics["about"]["provider"] == "CPUExecutionProvider"
-
     def test_a_baseline_is_scored_by_the_same_command(self, noise: Path, tmp_path: Path):
         from trainer.baselines.fit import BaselineConfig, BaselineTrainer
         from trainer.data.prepared import PreparedSet
@@ -233,7 +259,6 @@ class TestCheckpoint:
             (["--checkpoint", "CHECKPOINT", "--protocol", "random"], "no protocol"),
             (["--checkpoint", "missing.safetensors"], "cannot read"),
             (["--checkpoint", "CHECKPOINT", "--provider", "cpu"], "--provider"),
-            ([], "64"),  # the size of the shipped model's crops
         ],
     )
     def test_what_cannot_be_done_is_one_line(

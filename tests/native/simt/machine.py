@@ -13,6 +13,7 @@ import os
 import shutil
 import struct
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,14 +81,15 @@ def build(name: str) -> Path:
     for old in folder.parent.glob(f"{name}-*"):
         shutil.rmtree(old)
     folder.mkdir(parents=True)
-    objects = []
+    objects, commands = [], []
     for source in sources:
         flags = BUILDS[name]
         if name == "thread" and source.name == "simt.cpp":  # its memory is shared on purpose
             flags = ["-O1", "-DSIMT_TSAN"]
         objects.append(folder / f"{source.name}.o")
-        compiling = [*common, *flags, "-x", "c++", "-c", str(source), "-o", str(objects[-1])]
-        _run(compiling)
+        commands.append([*common, *flags, "-x", "c++", "-c", str(source), "-o", str(objects[-1])])
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(_run, commands))
     _run(["g++", *BUILDS[name], *map(str, objects), "-o", str(folder / "linked")])
     (folder / "linked").rename(runner)
     return runner
