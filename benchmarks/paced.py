@@ -9,14 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from types import TracebackType
 
+from runtime.closing import Closing
 from runtime.media import AudioChunk, Chunk, ClockReport, MediaInfo, Source, VideoChunk
 
 MAX_AHEAD_S = 1.0  # how far pictures and sound of a file may be apart before order gives way
 
 
-class PacedSource:
+class PacedSource(Closing):
     """Stands in for a camera: live, paced by the clock, each chunk stamped with its capture.
 
     A picture comes at its time, a block of sound when its last sample has been heard, in that
@@ -97,17 +97,6 @@ class PacedSource:
             if chunk is None:
                 return
             yield chunk
-
-    def __enter__(self) -> PacedSource:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         self._closed.set()

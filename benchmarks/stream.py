@@ -34,7 +34,6 @@ import time
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -43,6 +42,7 @@ from numpy.typing import NDArray
 from benchmarks import streams
 from benchmarks.environment import describe, memory_field_mb, peak_memory_mb
 from runtime.backends import Backend, FusionOutput
+from runtime.closing import Closing
 from runtime.command import guarded
 from runtime.errors import DependencyError, UsageError
 from runtime.files import write_json
@@ -61,7 +61,7 @@ TARGET_PEAK_MEMORY_MB = 700.0
 TARGET_CACHE_GAIN = 5.0
 
 
-class MeteredBackend:
+class MeteredBackend(Closing):
     """Passes everything on to a backend and counts what it did and how long it took."""
 
     def __init__(self, backend: Backend) -> None:
@@ -94,17 +94,6 @@ class MeteredBackend:
 
     def close(self) -> None:
         self._backend.close()
-
-    def __enter__(self) -> MeteredBackend:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class WatchSink:

@@ -16,13 +16,13 @@ import math
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.base import Backend, FusionOutput
+from runtime.closing import Closing
 from runtime.errors import UserError
 from runtime.files import write_json
 from runtime.spec import PairSpec, SpecError, StreamSpec, build
@@ -203,7 +203,7 @@ class SiteCalibration:
         return replace(spec, stream=stream, calibration=calibration)
 
 
-class SiteBackend:
+class SiteBackend(Closing):
     """A backend whose spec says what holds at a site; it computes what the other one computes."""
 
     def __init__(self, backend: Backend, site: SiteCalibration) -> None:
@@ -223,17 +223,6 @@ class SiteBackend:
 
     def close(self) -> None:
         self._backend.close()
-
-    def __enter__(self) -> SiteBackend:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _numbers(where: str, value: Any) -> list[tuple[str, float]]:

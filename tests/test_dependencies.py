@@ -32,7 +32,7 @@ def requirements() -> dict[str, tuple[list[str], str]]:
     }
     for group, lines in groups.items():
         for line in lines:
-            match = re.fullmatch(r"([\w.-]+)(?:\[\w+\])?([<>=!~].*)", line)
+            match = re.fullmatch(r"([\w.-]+)(?:\[\w+\])?([<>=!~][^;]*)(?:;.*)?", line)
             assert match, f"{line}: a name and a range are expected"
             name, allowed = match.groups()
             extras, before = found.setdefault(name, ([], allowed))

@@ -219,9 +219,9 @@ class TestFiles:
     def test_everything_the_code_imports_is_declared(self):
         """A third-party import that no extra names works only by luck."""
         declared = {
-            "aiortc", "av", "cryptography", "cv2", "dlib", "fastapi", "gi", "google", "hibari",
-            "hypothesis", "jsonschema", "kaldi_native_fbank", "matplotlib", "ml_dtypes", "numpy",
-            "onnx", "onnxruntime", "onnxscript", "playwright", "prometheus_client", "psutil",
+            "aiortc", "atheris", "av", "cryptography", "cv2", "dlib", "fastapi", "gi", "google",
+            "hibari", "hypothesis", "jsonschema", "kaldi_native_fbank", "matplotlib", "ml_dtypes",
+            "numpy", "onnx", "onnxruntime", "onnxscript", "playwright", "prometheus_client", "psutil",
             "pyarrow", "pytest", "pyworld", "pywt", "ray", "rich", "safetensors", "scipy",
             "sklearn", "sounddevice", "tensorboard", "tensorrt", "tensorrt_rtx", "threadpoolctl",
             "torch", "uvicorn", "websockets",

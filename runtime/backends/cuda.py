@@ -15,12 +15,12 @@ from __future__ import annotations
 import ctypes
 import importlib
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.closing import Closing
 from runtime.errors import DependencyError, UserError
 
 _MODULES = ("cuda.bindings.driver", "cuda.cuda")  # since 12.6.1; before
@@ -33,7 +33,6 @@ _ASK_DRIVER = (
     "check the driver with nvidia-smi (in a container: start it with the GPUs, e.g. --gpus all), "
     "or run the model on the CPU with --backend onnx"
 )
-_Self = TypeVar("_Self", bound="Closing")
 
 
 class CudaError(UserError):
@@ -63,8 +62,8 @@ def device_count() -> int:
     return count.value
 
 
-class Closing:
-    """Something to be closed once, also as a context manager; subclasses say how to release it."""
+class Held(Closing):
+    """Something to be released once; subclasses say how."""
 
     _closed = False
 
@@ -77,19 +76,8 @@ class Closing:
     def _release(self) -> None:
         raise NotImplementedError
 
-    def __enter__(self: _Self) -> _Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class Device(Closing):
+class Device(Held):
     """One GPU and its primary context, current in the thread that made it.
 
     Another thread calls :meth:`make_current` first.  Raises :class:`NoDeviceError` without a GPU,
@@ -187,7 +175,7 @@ class Device(Closing):
         self.release("cuDevicePrimaryCtxRelease", self._device)
 
 
-class DeviceMemory(Closing):
+class DeviceMemory(Held):
     """Bytes on the GPU, aligned to 256."""
 
     def __init__(self, device: Device, nbytes: int) -> None:
@@ -201,7 +189,7 @@ class DeviceMemory(Closing):
         self._device.release("cuMemFree", self._pointer)
 
 
-class Staging(Closing):
+class Staging(Held):
     """Host memory and the GPU's view of it: ``host`` to fill and to read, ``address`` to compute.
 
     The host's part is page-locked, so that copies run beside other work and can be captured in a
@@ -255,7 +243,7 @@ class Staging(Closing):
             self._device.release("cuMemFreeHost", self._pinned)
 
 
-class Stream(Closing):
+class Stream(Held):
     """A queue of work that does not wait for the default stream."""
 
     def __init__(self, device: Device) -> None:
@@ -301,7 +289,7 @@ class Stream(Closing):
         self._device.release("cuStreamDestroy", self.raw)
 
 
-class Graph(Closing):
+class Graph(Held):
     """Captured work that is replayed by one call."""
 
     def __init__(self, device: Device, executable: Any) -> None:
@@ -317,7 +305,7 @@ class Graph(Closing):
         self._device.release("cuGraphExecDestroy", self._executable)
 
 
-class Event(Closing):
+class Event(Held):
     """A point in a stream, for timing on the GPU's own clock."""
 
     def __init__(self, device: Device) -> None:

@@ -14,8 +14,7 @@ import importlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +34,7 @@ from runtime.backends.base import (
 )
 from runtime.backends.manifest import MANIFEST_FILE, check_bytes, read_manifest
 from runtime.backends.onnx_file import OnnxFile, WireError, read_onnx
+from runtime.closing import Closing
 from runtime.errors import DependencyError, ModelError, UsageError
 from runtime.spec import METADATA_KEY, PairSpec, SpecError
 
@@ -47,10 +47,9 @@ _ROLES = {
     FUSION_FILE: (FUSION_INPUTS, FUSION_OUTPUTS),
 }
 _AGAIN = "make the pair again with python -m export.build_engine"
-_Self = TypeVar("_Self", bound="OnnxBackend")
 
 
-class OnnxBackend:
+class OnnxBackend(Closing):
     """A pair in two ONNX Runtime sessions.
 
     ``provider`` is ``cpu``, ``cuda`` (the first GPU) or ``cuda:N``; ``threads`` is the number of
@@ -113,17 +112,6 @@ class OnnxBackend:
         if not self._closed:
             self._closed = True
             del self._encoder, self._fusion
-
-    def __enter__(self: _Self) -> _Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def read_pair(folder: Path) -> tuple[PairSpec, tuple[bytes, bytes]]:

@@ -34,8 +34,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +65,7 @@ from runtime.backends.manifest import (
     this_platform,
 )
 from runtime.backends.onnx import read_pair
+from runtime.closing import Closing
 from runtime.errors import DependencyError, ModelError, UsageError
 from runtime.samples import cache_dir
 from runtime.spec import PairSpec, SpecError
@@ -79,7 +79,6 @@ _NO_DRIVER = re.compile(
     r"cudaError (?:35|100)\b|CUDA initialization failure|driver version is insuf"
 )
 _PLACE = re.compile(r"\bIn \S+ at [^\s()]+")  # where in TensorRT's own source
-_Self = TypeVar("_Self", bound="TensorRTBackend")
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def tensors(spec: PairSpec) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     return encoder, fusion
 
 
-class TensorRTBackend:
+class TensorRTBackend(Closing):
     """The engines of a folder.
 
     ``plugin_library`` is looked for by :func:`runtime.native.plugin_library` where it is not
@@ -236,17 +235,6 @@ class TensorRTBackend:
             with self._release:
                 self._device.make_current()
 
-    def __enter__(self: _Self) -> _Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def _check_window(self, tokens: int) -> None:
         least, most = self._fusion.least["T"], self._fusion.most["T"]
         if not least <= tokens <= most:
@@ -258,7 +246,7 @@ class TensorRTBackend:
             )
 
 
-class _Runtime(cuda.Closing):
+class _Runtime(cuda.Held):
     """TensorRT's runtime with the plugins of one library; turns bytes into engines."""
 
     def __init__(self, trt: Any, folder: Path, facts: EngineFacts, library: Path | None) -> None:
@@ -316,7 +304,7 @@ class _Runtime(cuda.Closing):
         self._raw = None
 
 
-class _Engine(cuda.Closing):
+class _Engine(cuda.Held):
     """One engine with its staging memory and a plan for each shape in use."""
 
     def __init__(
@@ -446,7 +434,7 @@ class _Engine(cuda.Closing):
                 stack.callback(self.kernels.save)
 
 
-class _Plan(cuda.Closing):
+class _Plan(cuda.Held):
     """One shape of one engine: a context with its shapes and addresses set, and its graph."""
 
     def __init__(self, engine: _Engine, sizes: Mapping[str, int]) -> None:

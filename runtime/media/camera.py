@@ -15,9 +15,9 @@ import numpy as np
 
 from runtime.errors import DependencyError, MediaError
 from runtime.media import Chunk, Frame, MediaInfo, VideoChunk
+from runtime.media.decoding import believable_fps
 from runtime.media.live import Notice, Reconnecting, silent
 
-MAX_FPS = 1000.0
 MAX_DRIVER_AGE_S = 1.0  # a driver's timestamp older than this counts on another clock
 
 
@@ -48,14 +48,13 @@ class CameraSource(Reconnecting[Any]):
         self._device = device
         self._start_s: float | None = None
         capture = self._begin()
-        fps = float(capture.get(self._cv2.CAP_PROP_FPS))
         self.info = MediaInfo(
             name=self.name,
             has_video=True,
             has_audio=False,
             width=int(capture.get(self._cv2.CAP_PROP_FRAME_WIDTH)),
             height=int(capture.get(self._cv2.CAP_PROP_FRAME_HEIGHT)),
-            fps=fps if 0 < fps <= MAX_FPS else None,
+            fps=believable_fps(float(capture.get(self._cv2.CAP_PROP_FPS))),
             duration_s=None,
         )
 

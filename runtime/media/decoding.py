@@ -99,7 +99,11 @@ def next_packet(packets: Iterator[Any]) -> Any:
 def nominal_fps(stream: Any) -> float | None:
     """What a video stream (or None) says of its frame rate, where that can be believed."""
     rate = (stream.average_rate or stream.guessed_rate) if stream is not None else None
-    fps = float(rate) if rate else 0.0
+    return believable_fps(float(rate)) if rate else None
+
+
+def believable_fps(fps: float) -> float | None:
+    """``fps``, or None where no camera has such a rate."""
     return fps if MIN_FPS <= fps <= MAX_FPS else None
 
 

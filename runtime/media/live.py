@@ -13,9 +13,9 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Generic, TypeVar
 
+from runtime.closing import Closing
 from runtime.errors import MediaError
 from runtime.media import Chunk, ClockReport, MediaInfo
 
@@ -33,7 +33,7 @@ def silent(_: str) -> None:
     """A notice that nobody reads."""
 
 
-class Reconnecting(ABC, Generic[Handle]):
+class Reconnecting(Closing, ABC, Generic[Handle]):
     """Base of the live sources.
 
     A subclass says how to connect, what comes through one connection and how to let go of it; it
@@ -133,17 +133,6 @@ class Reconnecting(ABC, Generic[Handle]):
         with self._lock:
             if not self._iterating:
                 self._let_go()
-
-    def __enter__(self) -> Reconnecting[Handle]:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _begin(self) -> Handle:
         """The first connection."""

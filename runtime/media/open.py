@@ -159,6 +159,8 @@ def _camera(source: str) -> int | None:
 
 
 def _expand(source: str) -> list[str]:
+    if "\0" in source:  # no system can look it up, and Python's answer is no OSError
+        raise UsageError("the name of a source holds a NUL character; this is no list of sources")
     try:
         return _find(source)
     except OSError as err:  # a name that is too long, a folder that nobody may look into

@@ -16,9 +16,9 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import TextIO
 
+from runtime.closing import Closing
 from runtime.errors import UserError
 from runtime.verdict import Verdict
 
@@ -29,7 +29,7 @@ class OutputError(UserError):
     """An output that cannot be written."""
 
 
-class JsonLinesSink:
+class JsonLinesSink(Closing):
     """A context manager; leaving it without :meth:`commit` leaves an existing file as it was.
 
     live : add each line to the file at once, whole; there is nothing to commit
@@ -90,17 +90,6 @@ class JsonLinesSink:
         if self._temporary is not None:
             self._temporary.unlink(missing_ok=True)
             self._temporary = None
-
-    def __enter__(self) -> JsonLinesSink:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _open_temporary(self) -> TextIO:
         folder = self._target.parent

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from runtime.backends.base import Backend
+from runtime.closing import Closing
 from runtime.errors import UsageError, UserError
 from runtime.interrupt import Interrupt
 from runtime.listen import is_loopback, parse_listen
@@ -58,7 +59,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
                    help="to begin or to stop abstaining is a change, too")  # fmt: skip
 
 
-class Outputs:
+class Outputs(Closing):
     """A context manager over the outputs of a whole run.
 
     ``interrupt`` is asked to end live sources when their record, ``--jsonl``, cannot be written any
@@ -168,17 +169,6 @@ class Outputs:
             self._webhook.close(0.0)
         if self._metrics is not None:
             self._metrics.close()
-
-    def __enter__(self) -> Outputs:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class SourceOutputs:

@@ -18,8 +18,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from statistics import median
-from types import TracebackType
 
+from runtime.closing import Closing
 from runtime.errors import MediaError
 from runtime.media import AudioChunk, Frame, MediaInfo, Samples, VideoChunk
 from runtime.media.file import StreamClock
@@ -227,7 +227,7 @@ class Desk:
             self._changed.notify_all()
 
 
-class BrowserSource:
+class BrowserSource(Closing):
     """Pictures and sound of the browser that has the page open; waits until one sends.
 
     It ends when the tab is closed, the camera is stopped on the page, or nothing comes any more.
@@ -273,17 +273,6 @@ class BrowserSource:
         lost = self._incoming.drops["backlog_pictures"]
         if lost:
             self.warnings.append(f"{lost} pictures were dropped because the model was busy")
-
-    def __enter__(self) -> BrowserSource:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         self._incoming.end("the program stopped")

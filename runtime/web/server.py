@@ -15,9 +15,9 @@ import ssl
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from runtime.closing import Closing
 from runtime.errors import DependencyError, UsageError, UserError
 from runtime.spec import PairSpec
 from runtime.web.address import Address, Token, choose_token
@@ -38,7 +38,7 @@ class WebError(UserError):
     """A page that cannot be served."""
 
 
-class WebServer:
+class WebServer(Closing):
     """A context manager: the page is there from :meth:`start` (or entering) to :meth:`close`.
 
     Parameters
@@ -163,14 +163,6 @@ class WebServer:
     def __enter__(self) -> WebServer:
         self.start()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     async def _serve(self, listening: socket.socket) -> None:
         await self._server.serve(sockets=[listening])

@@ -237,6 +237,12 @@ def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
         FileSource(tmp_path / ("x" * 5000))
 
 
+def test_a_name_with_a_nul_is_no_name() -> None:
+    for source in ("*\0", "clips\0/*.mp4", "a\0b"):
+        with pytest.raises(UsageError, match="NUL"):
+            expand_sources([source])
+
+
 @quickly
 @given(st.lists(LINES, max_size=4))
 def test_a_list_of_any_lines(tmp_path_factory: pytest.TempPathFactory, lines: list[str]) -> None:

@@ -196,7 +196,7 @@ def test_the_command_reads_a_prepared_set_and_its_exit_code_tells(
     for kind in (WITHIN, ACROSS):
         assert auc(result, ALL, "silence at the start", kind) > 0.95
         assert abs(auc(result, ALL, "mean brightness", kind) - 0.5) < 0.45
-    monkeypatch.setattr("trainer.probe.probe", lambda features: result)  # the same once more
+    monkeypatch.setattr("trainer.probe.probe", lambda features, seed: result)  # once more
     assert main(["--data", str(folder), "--max-auc", "1.0"]) == 0
 
 
