@@ -221,9 +221,9 @@ class TestFiles:
         declared = {
             "aiortc", "atheris", "av", "cryptography", "cv2", "dlib", "fastapi", "gi", "google",
             "hibari", "hypothesis", "jsonschema", "kaldi_native_fbank", "matplotlib", "ml_dtypes",
-            "numpy", "onnx", "onnxruntime", "onnxscript", "playwright", "prometheus_client", "psutil",
-            "pyarrow", "pytest", "pyworld", "pywt", "ray", "rich", "safetensors", "scipy",
-            "sklearn", "sounddevice", "tensorboard", "tensorrt", "tensorrt_rtx", "threadpoolctl",
+            "numpy", "onnx", "onnxruntime", "onnxscript", "playwright", "prometheus_client",
+            "psutil", "pyarrow", "pytest", "pyworld", "pywt", "ray", "rich", "safetensors",
+            "scipy", "sklearn", "sounddevice", "tensorboard", "tensorrt", "tensorrt_rtx", "threadpoolctl",
             "torch", "uvicorn", "websockets",
         }  # fmt: skip
         own = {*PACKAGES, "tests"}
