@@ -223,8 +223,8 @@ class TestFiles:
             "hibari", "hypothesis", "jsonschema", "kaldi_native_fbank", "matplotlib", "ml_dtypes",
             "numpy", "onnx", "onnxruntime", "onnxscript", "playwright", "prometheus_client",
             "psutil", "pyarrow", "pytest", "pyworld", "pywt", "ray", "rich", "safetensors",
-            "scipy", "sklearn", "sounddevice", "tensorboard", "tensorrt", "tensorrt_rtx", "threadpoolctl",
-            "torch", "uvicorn", "websockets",
+            "scipy", "sklearn", "sounddevice", "tensorboard", "tensorrt", "tensorrt_rtx",
+            "threadpoolctl", "torch", "uvicorn", "websockets",
         }  # fmt: skip
         own = {*PACKAGES, "tests"}
         undeclared = {
