@@ -21,20 +21,19 @@ graphs of ``--model`` as they ship and needs no torch, the second a checkpoint, 
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from runtime.backends import load_backend
 from runtime.backends.base import Backend
-from runtime.errors import EXIT_ERROR, MediaError, ModelError, UsageError, UserError
+from runtime.errors import EXIT_ERROR, MediaError, UsageError, UserError
 from runtime.files import write_json
 from runtime.media.file import FileSource
 from runtime.models import DEFAULT_PRESET
@@ -42,11 +41,9 @@ from runtime.pipeline import run
 from runtime.sinks import Collector
 from runtime.verdict import Label, Verdict
 from trainer import metrics
+from trainer.clip_scores import ClipScores
 from trainer.data.layouts import REAL_PAIR
-
-if TYPE_CHECKING:  # both need torch
-    from trainer.clip_scores import ClipScores
-    from trainer.data.prepared import PreparedClip
+from trainer.scorers import Scorer, checkpoint_scorer, pair_scorer
 
 
 @dataclass
@@ -185,15 +182,6 @@ def _print(result: dict[str, Any]) -> None:
 # --- clip by clip on a prepared set ---------------------------------------------------------
 
 
-class Scorer(NamedTuple):
-    """A model that gives whole clips a score."""
-
-    name: str
-    crop_px: int | None  # None: takes any
-    score: Callable[[Sequence[PreparedClip]], ClipScores]
-    threshold: float
-
-
 def evaluate_prepared(
     data: Path,
     scorer: Scorer,
@@ -245,57 +233,6 @@ def evaluate_prepared(
     return write_report(
         output, scores, scorer.threshold, title=title, about=about, rounds=rounds, **measured
     )
-
-
-def pair_scorer(backend: Backend, *, argmax: bool = False) -> Scorer:
-    """The graphs as they ship.  ``argmax``: the network's own logits and a threshold of 0.5, as
-    the paper decides, instead of the calibration and the threshold of the model."""
-    from trainer.clip_scores import score_clips
-
-    spec = backend.spec
-    calibration = None if argmax else spec.calibration
-    score = functools.partial(score_clips, backend, stream=spec.stream, calibration=calibration)
-    threshold = 0.5 if calibration is None else calibration.threshold
-    return Scorer(spec.model_id, spec.face.crop_px, score, threshold)
-
-
-def checkpoint_scorer(checkpoint: Path, *, argmax: bool = False) -> Scorer:
-    """MSCT or a baseline, ``argmax`` as in :func:`pair_scorer`; needs torch.
-
-    Raises :class:`ModelError` for a file that is neither.
-    """
-    import torch
-    from safetensors import SafetensorError, safe_open
-
-    from runtime.spec import StreamSpec
-    from trainer.baselines import fit as baselines
-    from trainer.calibrate import Platt
-    from trainer.checkpoint import load_checkpoint
-    from trainer.clip_scores import score_clips
-    from trainer.scoring import TorchPair
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        with safe_open(checkpoint, framework="pt") as file:
-            kind = (file.metadata() or {}).get("format")
-    except (OSError, SafetensorError) as err:
-        raise ModelError(f"cannot read the checkpoint {checkpoint}: {err}") from err
-    if kind == baselines.FORMAT:
-        baseline, config, platt = baselines.load(checkpoint)
-        if argmax and baseline.SCORE_IS_LOGIT:
-            platt = Platt(1.0, 0.0)
-        score = functools.partial(baselines.score_clips, baseline.to(device), platt=platt)
-        return Scorer(config.name, None, score, 0.5)
-    model, cfg, spec = load_checkpoint(checkpoint)
-    calibration = None if argmax or spec is None else spec.calibration
-    score = functools.partial(
-        score_clips,
-        TorchPair(model.to(device)),
-        stream=StreamSpec() if spec is None else spec.stream,
-        calibration=calibration,
-    )
-    threshold = 0.5 if calibration is None else calibration.threshold
-    return Scorer(cfg.name, cfg.crop_px, score, threshold)
 
 
 def _print_report(result: dict[str, Any], output: Path) -> None:

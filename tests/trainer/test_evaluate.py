@@ -232,7 +232,7 @@ class TestCheckpoint:
 
     def test_argmax_leaves_calibration_and_threshold_aside(self, noise: Path, checkpoint: Path):
         from trainer.data.prepared import PreparedSet
-        from trainer.evaluate import checkpoint_scorer
+        from trainer.scorers import checkpoint_scorer
 
         calibrated = checkpoint_scorer(checkpoint)
         plain = checkpoint_scorer(checkpoint, argmax=True)
