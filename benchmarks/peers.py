@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One verdict, four ways: the same weights and the same windows, on this machine, in turns.
 
-    python -m benchmarks.peers [--checkpoint FILE.safetensors] [--source CLIP] [--output J.json]
+    python -m benchmarks.peers [--model PAIR] [--source CLIP] [--output J.json]
 
     torch eager      every window encoded anew, as research code usually does it
     torch.compile    the same, compiled
@@ -13,7 +13,8 @@ to round, so that all see the same machine; a ratio is the median of the rounds'
 bootstrap interval.  Decoding, faces and sound are the same for all and not part of it.  The four
 must agree: p_fake within :data:`MAX_DIFFERENCE`.
 
-Without ``--checkpoint`` the weights are random: the arithmetic takes as long.  Needs torch and the
+The weights are the pair's, put back into the network by :mod:`trainer.from_pair`; or those of
+``--checkpoint``; or with ``--preset`` random, whose arithmetic takes as long.  Needs torch and the
 extra ``export``.
 """
 
@@ -39,7 +40,7 @@ from runtime.command import guarded, positive_int
 from runtime.decision import fake_minus_real, sigmoid
 from runtime.errors import EXIT_ERROR, EXIT_OK, DependencyError, UsageError
 from runtime.files import write_json
-from runtime.models import DEFAULT_PRESET, PRESETS
+from runtime.models import DEFAULT_PRESET, PRESETS, model_dir
 
 if TYPE_CHECKING:
     from export.parity import Window
@@ -246,12 +247,13 @@ def parser() -> argparse.ArgumentParser:
         description="One verdict in torch, compiled, in ONNX Runtime, and with cached features.",
         epilog="Exit codes: 0 done, 1 the ways disagree, or an operational error, 2 usage.",
     )
+    p.add_argument("--model", metavar="PAIR",
+                   help="a shipped preset's name, or a folder with a pair; its weights go into the "
+                   f"network as well (default: {DEFAULT_PRESET})")  # fmt: skip
     p.add_argument("--checkpoint", type=Path, metavar="FILE.safetensors",
-                   help="as trainer.fit writes it (default: random weights)")  # fmt: skip
+                   help="these weights; the pair is made of them, or is --model")  # fmt: skip
     p.add_argument("--preset", choices=PRESETS,
-                   help=f"of the random weights (default: {DEFAULT_PRESET})")  # fmt: skip
-    p.add_argument("--model", type=Path, metavar="DIR",
-                   help="the pair made of the checkpoint (default: it is made first)")  # fmt: skip
+                   help="random weights of this size, and a pair made of them")  # fmt: skip
     p.add_argument("--source", type=Path, metavar="CLIP",
                    help="with a face and sound (default: the sample clip)")  # fmt: skip
     p.add_argument("--threads", type=positive_int, default=1, metavar="N",
@@ -271,8 +273,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.preset is not None and options.checkpoint is not None:
-        raise UsageError("--preset is for random weights; a checkpoint knows its own")
+    if options.preset is not None and (options.checkpoint or options.model):
+        raise UsageError("--preset is for random weights; a checkpoint or a pair knows its own")
     try:
         from export.graphs import export_pair, from_checkpoint, untrained
     except ModuleNotFoundError as err:
@@ -281,20 +283,29 @@ def _run(options: argparse.Namespace) -> int:
             "export"
         ) from err
     from export.parity import real_windows
-    from runtime.backends.onnx import OnnxBackend
+    from runtime.backends.onnx import OnnxBackend, read_pair
+    from trainer.config import preset
+    from trainer.from_pair import load_pair
 
-    if options.checkpoint is not None:
-        model, spec = from_checkpoint(options.checkpoint)
-    else:
-        model, spec = untrained(options.preset or DEFAULT_PRESET, SEED)
     with tempfile.TemporaryDirectory(prefix="msct-peers-") as folder:
-        pair = options.model
-        if pair is None:
-            pair = Path(folder) / "pair"
-            print("making the ONNX pair ...", file=sys.stderr, flush=True)
-            export_pair(model, spec, pair)
+        if options.checkpoint is None and options.preset is None:
+            pair = model_dir(options.model or DEFAULT_PRESET)
+            spec, _ = read_pair(pair)
+            model = load_pair(pair, preset(spec.model.name))
+        else:
+            made = (
+                untrained(options.preset, SEED)
+                if options.checkpoint is None
+                else from_checkpoint(options.checkpoint)
+            )
+            model, pair = made[0], Path(folder) / "pair"
+            if options.model is not None:
+                pair = model_dir(options.model)
+                check_pair(*made, read_pair(pair)[0], pair)
+            else:
+                print("making the ONNX pair ...", file=sys.stderr, flush=True)
+                export_pair(*made, pair)
         with OnnxBackend(pair, threads=options.threads) as backend:
-            check_pair(model, spec, backend.spec, pair)
             if options.source is None:
                 from runtime.samples import sample_clip
 

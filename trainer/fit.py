@@ -5,7 +5,7 @@
     python -m trainer.fit --data PREPARED --output runs/a  # a set made by trainer.prepare
     python -m trainer.fit --data PREPARED --recipe paper --protocol 1:1:1:1 --fold 0
     python -m trainer.fit --genuine CLIPS                  # forge your own clips, then train
-    python -m trainer.fit --genuine CLIPS --init FILE      # ... going on from a checkpoint
+    python -m trainer.fit --genuine CLIPS --init msct-tiny # ... going on from the shipped weights
     torchrun --nproc-per-node 4 -m trainer.fit --data PREPARED
 
 Two stages.  ``align``: frame encoder and align heads learn by temporal contrast (InfoNCE both
@@ -62,8 +62,8 @@ def train(
     """Train to the end; what metrics.json holds.
 
     ``resume``: True continues the run in ``folder``, also one that was killed before it saved
-    anything; False begins one, where none is; None does what fits.  ``init``: the checkpoint that
-    the run begins with, also when it is resumed.
+    anything; False begins one, where none is; None does what fits.  ``init``: the checkpoint or
+    the pair that the run begins with, also when it is resumed.
 
     Raises
     ------
@@ -120,7 +120,12 @@ def _parser() -> argparse.ArgumentParser:
         "--segment", type=float, metavar="S", help="cut long clips (with --genuine)"
     )
     parser.add_argument("--output", type=Path, default=Path("runs/fit"), help="run folder")
-    parser.add_argument("--init", type=Path, metavar="FILE", help="start from this checkpoint")
+    parser.add_argument(
+        "--init",
+        type=Path,
+        metavar="FILE|PAIR",
+        help="start from a checkpoint, a folder with a pair of graphs, or a shipped preset's name",
+    )
     parser.add_argument("--resume", action="store_true", help="continue the run in --output")
     parser.add_argument("--tensorboard", action="store_true", help="into --output/tensorboard")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network")

@@ -28,6 +28,7 @@ from trainer.checkpoint import load_checkpoint, save_checkpoint, weights_digest
 from trainer.config import ModelConfig
 from trainer.data.prepared import Batch, PreparedClip, PreparedSet, Sampler
 from trainer.distributed import Group, average_buffers, data_parallel
+from trainer.from_pair import is_pair, start_weights
 from trainer.losses import Totals
 from trainer.model.msct import MSCT
 from trainer.recipes import FitConfig
@@ -170,9 +171,18 @@ class Trainer:
                 some_unused=bool(config.align_steps) or not config.contrast_weight,
             )
 
-    def start_from(self, checkpoint: Path) -> None:
-        """Take the weights of a checkpoint of the same model; raises ModelError for another."""
-        loaded, _, _ = load_checkpoint(checkpoint, expect=self.model.cfg)
+    def start_from(self, init: Path) -> None:
+        """Take the weights of a checkpoint or a pair (:mod:`trainer.from_pair`) of the same model.
+
+        Raises ModelError for another, and UsageError for a pair where batch normalisation would
+        go on learning: the pair does not hold its statistics.
+        """
+        if is_pair(init) and not self.config.frozen_norm:
+            raise UsageError(
+                f"{init} is a pair of graphs, which holds no statistics of batch normalisation to "
+                "go on from; add --recipe finetune, which leaves them as they are"
+            )
+        loaded = start_weights(init, self.model.cfg)
         self.init = weights_digest(loaded)
         self.model.load_state_dict(loaded.state_dict())
         self.average.load_state_dict(loaded.state_dict())

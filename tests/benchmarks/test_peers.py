@@ -24,7 +24,7 @@ from export.parity import Window, real_windows  # noqa: E402
 from runtime.errors import UsageError  # noqa: E402
 from runtime.spec import PairSpec  # noqa: E402
 from tests.runtime.doubles import MockBackend  # noqa: E402
-from trainer.checkpoint import save_checkpoint  # noqa: E402
+from trainer.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from trainer.config import preset  # noqa: E402
 
 
@@ -148,12 +148,27 @@ def test_a_whole_comparison_of_a_checkpoint_and_its_pair(
 @pytest.mark.slow
 @pytest.mark.usefixtures("_noise")
 def test_a_pair_of_other_weights_is_refused(
-    tiny: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+    tiny: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = peers.main(["--model", str(tiny[1]), "--source", "clip.mp4"])  # random msct-tiny
+    model, spec = graphs.untrained(load_checkpoint(tiny[0])[1], seed=2)
+    save_checkpoint(tmp_path / "other.safetensors", model, model.cfg, spec)
+    words = ["--checkpoint", str(tmp_path / "other.safetensors"), "--model", str(tiny[1])]
+    code = peers.main([*words, "--source", "clip.mp4"])
     said = capsys.readouterr().err.splitlines()
     assert code == 2
     assert "was not made of these weights" in said[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_noise")
+def test_a_pair_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The shipped weights, as they are in the graphs, put back into the network."""
+    words = ["--source", "clip.mp4", "--duration", "1", "--no-compile"]
+    assert peers.main([*words, "--output", str(tmp_path / "peers.json")]) == 0
+    result = json.loads((tmp_path / "peers.json").read_text(encoding="utf-8"))
+    assert result["model"]["trained"]
+    assert "(trained)" in capsys.readouterr().out
+    assert all(way["max_p_fake_difference"] <= 1e-4 for way in result["ways"])
 
 
 def test_a_checkpoint_knows_its_preset(capsys: pytest.CaptureFixture[str]) -> None:

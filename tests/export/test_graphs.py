@@ -25,16 +25,22 @@ from export.parity import FUSION_SHAPES, ParityError, compare, real_windows  # n
 from export.precision import custom_op_nodes, to_fp16  # noqa: E402
 from runtime.backends.base import FUSION_OUTPUTS  # noqa: E402
 from runtime.backends.onnx import OnnxBackend, read_pair  # noqa: E402
-from runtime.errors import EXIT_OK, ModelError  # noqa: E402
+from runtime.errors import EXIT_OK, ModelError, UsageError  # noqa: E402
 from runtime.models import PRESETS as KNOWN_PRESETS  # noqa: E402
 from runtime.spec import Calibration, FaceSpec, PairSpec  # noqa: E402
+from tests.trainer.prepared import write_noise_set  # noqa: E402
 from trainer.checkpoint import save_checkpoint  # noqa: E402
 from trainer.config import PRESETS, ModelConfig, preset  # noqa: E402
+from trainer.data.prepared import PreparedSet  # noqa: E402
+from trainer.fit import FitConfig, Trainer  # noqa: E402
+from trainer.from_pair import _Weights, load_pair  # noqa: E402
 from trainer.model.msct import MSCT  # noqa: E402
 
 pytestmark = pytest.mark.slow  # torch traces a graph in seconds, whatever its size
 
 BLOCKS = 1
+SPLITS = {"a": "train", "b": "train", "c": "val", "d": "test"}
+REAL_WAVELETS = _Weights._wavelets
 ROOT = Path(__file__).resolve().parents[2]
 CLIPS = Path(os.environ.get("MSCT_GRID", ROOT.parent / "shared" / "data" / "grid"))
 
@@ -213,6 +219,76 @@ class TestTheFiles:
         assert not any(t.data_location == external for t in model.graph.initializer)
         names = {path.name for path in exported.fusion.parent.iterdir()}
         assert names == {"frame_encoder.onnx", "fusion.onnx", "manifest.json"}
+
+
+class TestTheWayBack:
+    """trainer.from_pair: the weights out of the graphs."""
+
+    def test_the_network_gives_what_it_gave(
+        self, model: MSCT, config: ModelConfig, exported: graphs.ExportedPair
+    ) -> None:
+        found = load_pair(exported.frame_encoder.parent, config)
+        frames = torch.randint(0, 256, (1, 9, 32, 32, 3), dtype=torch.uint8)
+        audio = torch.randn(1, 9, 104)
+        with torch.inference_mode():
+            want, got = model(frames, audio), found(frames, audio)
+        for name in FUSION_OUTPUTS:
+            torch.testing.assert_close(
+                getattr(got, name), getattr(want, name), atol=1e-5, rtol=1e-4
+            )
+        state = found.state_dict()
+        for name, value in model.fusion.state_dict().items():  # nothing is folded there
+            assert torch.equal(state[f"fusion.{name}"], value), name
+
+    def test_a_run_may_begin_with_it_where_normalisation_is_frozen(
+        self, config: ModelConfig, exported: graphs.ExportedPair, tmp_path: Path
+    ) -> None:
+        data = PreparedSet(write_noise_set(tmp_path / "set", splits=SPLITS, tokens=45, crop_px=32))
+        pair = exported.frame_encoder.parent
+        values = {"joint_steps": 1, "batch": 4, "window_tokens": 30, "threads": 1, "lr": 1e-12}
+        tuned = Trainer(FitConfig(recipe="finetune", **values), config, data, tmp_path / "a")
+        tuned.start_from(pair)
+        tuned.train_step()
+        want = load_pair(pair, config).state_dict()
+        for name, value in tuned.model.state_dict().items():
+            torch.testing.assert_close(value, want[name], atol=1e-6, rtol=0)
+        fresh = Trainer(FitConfig(align_steps=0, **values), config, data, tmp_path / "b")
+        with pytest.raises(UsageError, match="--recipe finetune"):
+            fresh.start_from(pair)
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"channels": 64}, {"blocks": 2}, {"mssa_kernels": (3, 3, 3, 3)}, {"lag_evidence": 0}],
+    )
+    def test_another_configuration_is_refused(
+        self, config: ModelConfig, exported: graphs.ExportedPair, change: dict[str, object]
+    ) -> None:
+        with pytest.raises(ModelError, match="choose --preset as the pair was made"):
+            load_pair(exported.frame_encoder.parent, dataclasses.replace(config, **change))
+
+    def test_other_numbers_in_it_are_noticed(
+        self, config: ModelConfig, exported: graphs.ExportedPair, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As when an exporter folds what this one does not."""
+        monkeypatch.setattr("trainer.from_pair._Weights._wavelets", half_a_wavelet)
+        with pytest.raises(ModelError, match="the network differs from the pair by"):
+            load_pair(exported.frame_encoder.parent, config)
+
+    def test_half_precision_is_refused(
+        self, config: ModelConfig, exported: graphs.ExportedPair, tmp_path: Path
+    ) -> None:
+        for name in ("frame_encoder", "fusion"):
+            half = to_fp16(load(getattr(exported, name)))
+            (tmp_path / f"{name}.onnx").write_bytes(half.SerializeToString())
+        with pytest.raises(ModelError, match="float16"):
+            load_pair(tmp_path, config)
+
+
+def half_a_wavelet(weights: _Weights) -> None:
+    REAL_WAVELETS(weights)
+    for name in weights.found:
+        if "levels.0.weight" in name:
+            weights.found[name] = weights.found[name] / 2
 
 
 class TestIdentity:
