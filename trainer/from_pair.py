@@ -157,11 +157,8 @@ class _Weights:
             )
         return torch.from_numpy(found.copy())
 
-    def _called(self, kind: type[nn.Module]) -> list[str]:
-        return [name for name, leaf in self.calls if isinstance(leaf, kind)]
-
     def _paired(self, kind: type[nn.Module], nodes: list[Any]) -> Iterator[tuple[str, Any]]:
-        names = self._called(kind)
+        names = [name for name, leaf in self.calls if isinstance(leaf, kind)]
         if len(names) != len(nodes):
             raise ModelError(
                 f"{self.path}: {len(nodes)} nodes for {len(names)} calls of {kind.__name__}: the "
