@@ -15,6 +15,11 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # not imported before it can be instrumented
+    from runtime.backends.manifest import EngineFacts
+    from runtime.site import SiteCalibration
 
 READERS = ("site", "spec", "manifest", "onnx", "sources")
 Reader = Callable[[bytes], object]
@@ -29,20 +34,23 @@ def seeds(reader: str) -> list[bytes]:
     folder = model_dir(DEFAULT_PRESET)
     spec, _ = read_pair(folder)
     if reader == "site":
-        return [_site(spec.model_id, spec.pair_id)]
+        return [example_site(spec.model_id, spec.pair_id).to_json().encode()]
     if reader == "spec":
         return [spec.to_json().encode()]
     if reader == "manifest":
-        return [(folder / MANIFEST_FILE).read_bytes(), _engines()]
+        files = {"fusion.engine": {"sha256": "ab" * 32}}
+        engines = {"backend": "tensorrt", "files": files, "engine": example_engines().to_dict()}
+        return [(folder / MANIFEST_FILE).read_bytes(), json.dumps(engines).encode()]
     if reader == "onnx":
         return [_graph()]
     return [b"# doors\nrtsp://user:word@camera/1\ncamera\nclips/*.mp4\ncsi://0\n"]
 
 
-def _site(model_id: str, pair_id: str) -> bytes:
+def example_site(model_id: str, pair_id: str) -> SiteCalibration:
+    """A calibration as a camera gives it."""
     from runtime.site import Domain, Offset, SiteCalibration, Threshold
 
-    made = SiteCalibration(
+    return SiteCalibration(
         model_id=model_id,
         pair_id=pair_id,
         created="2026-03-01T12:30:00+00:00",
@@ -55,18 +63,18 @@ def _site(model_id: str, pair_id: str) -> bytes:
         blocks=29,
         windows=591,
         used_windows=319,
-        left_out={"no_speech": 11},
+        left_out={"between_blocks": 261, "no_speech": 11},
         offset=Offset(2, 80.0, True, 1, 3, 540, 580),
         domain=Domain(0.31, 0.36, 0.02, 0.3104, 0.29, 0.33, 0.2, 12, 580),
         threshold=Threshold(0.62, 0.54, 0.05, 0.61997, 29, 0.001, 0.12, 20, 1, 29, 28, 25),
     )
-    return made.to_json().encode()
 
 
-def _engines() -> bytes:
+def example_engines() -> EngineFacts:
+    """What a manifest says of a Jetson's engines."""
     from runtime.backends.manifest import EngineFacts, PluginFacts
 
-    facts = EngineFacts(
+    return EngineFacts(
         flavour="tensorrt",
         version="10.3.0.26",
         compute_capabilities=("8.7",),
@@ -74,10 +82,16 @@ def _engines() -> bytes:
         precision="fp16",
         int8_encoder=False,
         plugins=PluginFacts("libmsct_plugins.so", "ab" * 32, {"frame_encoder": 0, "fusion": 8}),
-        profiles={"fusion": {"visual": {"min": [1, 1, 8], "opt": [1, 50, 8], "max": [4, 75, 8]}}},
+        profiles={
+            "frame_encoder": {
+                "frames": {"min": [1, 64, 64, 3], "opt": [5, 64, 64, 3], "max": [50, 64, 64, 3]}
+            },
+            "fusion": {
+                "visual": {"min": [1, 1, 128], "opt": [1, 50, 128], "max": [4, 75, 128]},
+                "audio": {"min": [1, 1, 104], "opt": [1, 50, 104], "max": [4, 75, 104]},
+            },
+        },
     )
-    files = {"fusion.engine": {"sha256": "ab" * 32}}
-    return json.dumps({"backend": "tensorrt", "files": files, "engine": facts.to_dict()}).encode()
 
 
 def _graph() -> bytes:

@@ -23,10 +23,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 from torch import Tensor, nn
 
@@ -43,7 +41,6 @@ from runtime.backends.base import (
     FUSION_OUTPUTS,
     OP_DOMAIN,
     OP_VERSION,
-    FusionOutput,
 )
 from runtime.backends.onnx import OnnxBackend
 from runtime.errors import ModelError
@@ -51,6 +48,7 @@ from runtime.spec import FaceSpec, PairSpec
 from trainer.checkpoint import load_checkpoint
 from trainer.config import ModelConfig, preset
 from trainer.model.msct import MSCT
+from trainer.scoring import TorchPair
 
 OPSET = 18  # every TensorRT from 10.0 on reads it
 IR_VERSION = 10
@@ -131,7 +129,7 @@ def export_pair(
         with OnnxBackend(staging) as backend:
             parity = compare(
                 backend,
-                _Torch(model),
+                TorchPair(model),
                 spec,
                 names=("ONNX Runtime fp32", "torch fp32"),
                 real=real,
@@ -209,23 +207,6 @@ class _Outputs(nn.Module):
     def forward(self, visual: Tensor, audio: Tensor) -> tuple[Tensor, ...]:
         out = self.fusion(visual, audio)
         return tuple(getattr(out, name) for name in FUSION_OUTPUTS)
-
-
-class _Torch:
-    """The network with the methods of a backend, for the parity check."""
-
-    def __init__(self, model: MSCT) -> None:
-        self.model = model
-
-    @torch.inference_mode()
-    def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        features: NDArray[np.float32] = self.model.frame_encoder(torch.from_numpy(frames)).numpy()
-        return features
-
-    @torch.inference_mode()
-    def fuse(self, visual: NDArray[np.float32], audio: NDArray[np.float32]) -> FusionOutput:
-        out = self.model.fusion(torch.from_numpy(visual), torch.from_numpy(audio))
-        return FusionOutput(*(getattr(out, name).numpy() for name in FUSION_OUTPUTS))
 
 
 def _export(

@@ -109,7 +109,7 @@ def test_half_a_minute_with_a_restart(tmp_path: Path, capsys: pytest.CaptureFixt
     )  # fmt: skip
     assert code == EXIT_OK, capsys.readouterr().err
     result = json.loads(out.read_text())
-    assert result["verdicts"] > 30
+    assert result["verdicts"] > 60
     assert result["samples"][-1][1] > 50
     # It came back; how soon says nothing beside other tests on two cores (10.5 s were seen).
     assert 0 < result["restart"]["recovery_s"] < 24

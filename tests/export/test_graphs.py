@@ -23,7 +23,7 @@ pytest.importorskip("onnxruntime", reason="needs ONNX Runtime (.[cpu])")
 from export import build_engine, graphs  # noqa: E402
 from export.parity import FUSION_SHAPES, ParityError, compare, real_windows  # noqa: E402
 from export.precision import custom_op_nodes, to_fp16  # noqa: E402
-from runtime.backends.base import FUSION_OUTPUTS  # noqa: E402
+from runtime.backends.base import FUSION_OUTPUTS, FusionOutput  # noqa: E402
 from runtime.backends.onnx import OnnxBackend, read_pair  # noqa: E402
 from runtime.errors import EXIT_OK, ModelError, UsageError  # noqa: E402
 from runtime.models import PRESETS as KNOWN_PRESETS  # noqa: E402
@@ -35,6 +35,7 @@ from trainer.data.prepared import PreparedSet  # noqa: E402
 from trainer.fit import FitConfig, Trainer  # noqa: E402
 from trainer.from_pair import _Weights, load_pair  # noqa: E402
 from trainer.model.msct import MSCT  # noqa: E402
+from trainer.scoring import TorchPair  # noqa: E402
 
 pytestmark = pytest.mark.slow  # torch traces a graph in seconds, whatever its size
 
@@ -121,9 +122,9 @@ class TestParity:
         made = {"frame_encoder_model": onnx.ModelProto(), "fusion_model": onnx.ModelProto()}
         for name, value in made.items():
             monkeypatch.setattr(graphs, name, lambda model, spec, value=value: value)
-        monkeypatch.setattr(graphs, "OnnxBackend", lambda folder: graphs._Torch(other))
-        monkeypatch.setattr(graphs._Torch, "__enter__", lambda self: self, raising=False)
-        monkeypatch.setattr(graphs._Torch, "__exit__", lambda *args: None, raising=False)
+        monkeypatch.setattr(graphs, "OnnxBackend", lambda folder: TorchPair(other))
+        monkeypatch.setattr(TorchPair, "__enter__", lambda self: self, raising=False)
+        monkeypatch.setattr(TorchPair, "__exit__", lambda *args: None, raising=False)
         other = copy.deepcopy(model)
         with torch.no_grad():
             other.fusion.head_both.bias[1] += 0.01
@@ -139,7 +140,7 @@ class TestParity:
         assert windows[0].frames.shape == (exported.spec.stream.window_tokens, 32, 32, 3)
         with OnnxBackend(exported.frame_encoder.parent, threads=1) as backend:
             parity = compare(
-                backend, graphs._Torch(model), exported.spec, names=("a", "b"), real=windows
+                backend, TorchPair(model), exported.spec, names=("a", "b"), real=windows
             )
         assert parity.real_windows == 1
         parity.check(logits=1e-4)
@@ -341,7 +342,7 @@ class TestHalfPrecision:
             typed = to_fp16(load(path))
             (tmp_path / path.name).write_bytes(typed.SerializeToString())
         half = _HalfTorch(copy.deepcopy(model).half())
-        exact = graphs._Torch(model)
+        exact = TorchPair(model)
         with OnnxBackend(tmp_path, threads=1) as backend:
             ours = compare(backend, exact, exported.spec, names=("typed", "exact"))
         plain = compare(half, exact, exported.spec, names=("plain", "exact"))
@@ -377,14 +378,14 @@ class TestCommandLine:
         assert capsys.readouterr().err.count("\n") == 1
 
 
-class _HalfTorch(graphs._Torch):
+class _HalfTorch(TorchPair):
     """The network in plain torch half precision, boundaries in float32."""
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
         return super().encode(frames).astype(np.float32)
 
     @torch.inference_mode()
-    def fuse(self, visual: np.ndarray, audio: np.ndarray) -> graphs.FusionOutput:
+    def fuse(self, visual: np.ndarray, audio: np.ndarray) -> FusionOutput:
         out = self.model.fusion(torch.from_numpy(visual).half(), torch.from_numpy(audio).half())
         arrays = (getattr(out, name).float().numpy() for name in FUSION_OUTPUTS)
-        return graphs.FusionOutput(*arrays)
+        return FusionOutput(*arrays)

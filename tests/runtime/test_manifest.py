@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from benchmarks.reader_targets import example_engines
 from export.manifest import write_manifest
 from runtime.backends.manifest import (
     ENGINE_FILES,
     MANIFEST_FILE,
     EngineFacts,
-    PluginFacts,
     checked_bytes,
     engine_facts,
     has_engines,
@@ -25,24 +25,7 @@ from runtime.backends.manifest import (
 from runtime.errors import ModelError
 from runtime.spec import PairSpec
 
-FACTS = EngineFacts(
-    flavour="tensorrt",
-    version="10.3.0.26",
-    compute_capabilities=("8.7",),
-    platform="linux-aarch64",
-    precision="fp16",
-    int8_encoder=False,
-    plugins=PluginFacts("libmsct_plugins.so", "ab" * 32, {"frame_encoder": 0, "fusion": 8}),
-    profiles={
-        "frame_encoder": {
-            "frames": {"min": [1, 64, 64, 3], "opt": [5, 64, 64, 3], "max": [50, 64, 64, 3]}
-        },
-        "fusion": {
-            "visual": {"min": [1, 1, 128], "opt": [1, 50, 128], "max": [4, 75, 128]},
-            "audio": {"min": [1, 1, 104], "opt": [1, 50, 104], "max": [4, 75, 104]},
-        },
-    },
-)
+FACTS = example_engines()
 
 
 @pytest.fixture

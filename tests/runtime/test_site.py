@@ -12,29 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.reader_targets import example_site
 from runtime.backends.base import Backend
 from runtime.errors import UserError
-from runtime.site import Domain, Offset, SiteBackend, SiteCalibration, SiteError, Threshold
+from runtime.site import SiteBackend, SiteCalibration, SiteError
 from tests.runtime.doubles import SPEC, MockBackend
 
-SITE = SiteCalibration(
-    model_id=SPEC.model_id,
-    pair_id=SPEC.pair_id,
-    created="2026-03-01T12:30:00+00:00",
-    source_kind="camera",
-    recordings=1,
-    duration_s=120.0,
-    window_tokens=50,
-    hop_tokens=5,
-    block_tokens=100,
-    blocks=29,
-    windows=591,
-    used_windows=319,
-    left_out={"between_blocks": 261, "no_speech": 11},
-    offset=Offset(2, 80.0, True, 1, 3, 540, 580),
-    domain=Domain(0.31, 0.36, 0.02, 0.3104, 0.29, 0.33, 0.2, 12, 580),
-    threshold=Threshold(0.62, 0.54, 0.05, 0.61997, 29, 0.001, 0.12, 20, 1, 29, 28, 25),
-)
+SITE = example_site(SPEC.model_id, SPEC.pair_id)
 
 
 def test_a_site_file_comes_back_as_it_went(tmp_path: Path) -> None:
