@@ -561,6 +561,7 @@ class TestWithRay:
 
         code, out, err = finish(command(plain_clips, killed))
         assert code == 1, err  # the broken one
+        assert err == ""
         assert "taken from" in out
         assert rows(killed) == rows(whole)
         assert len(rows(whole)) == 11
