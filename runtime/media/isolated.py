@@ -21,6 +21,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -79,6 +80,8 @@ class IsolatedFile(Closing):
         self._path = local_file(path)
         self._stall_s = stall_s
         self._reached_s = 0.0
+        self._reading = threading.RLock()  # a handle is not closed while another thread reads it
+        self._closed = False
         self.damaged = 0
         self.warnings: list[str] = []
         self._child = _start(
@@ -121,12 +124,14 @@ class IsolatedFile(Closing):
         return self._child.pid
 
     def close(self) -> None:
-        """Ends the decoder, wherever it is."""
+        """Ends the decoder, wherever it is; a thread that waits for it gets a MediaError."""
+        self._closed = True
         self._child.kill()
         self._child.wait()
-        for pipe in (self._child.stdin, self._child.stdout):
-            if pipe is not None:
-                pipe.close()
+        with self._reading:  # soon: the end of the decoder is the end of its pipe
+            for pipe in (self._child.stdin, self._child.stdout):
+                if pipe is not None:
+                    pipe.close()
 
     # --- messages -----------------------------------------------------------------------------
 
@@ -158,18 +163,22 @@ class IsolatedFile(Closing):
         assert out is not None
         data = bytearray(size)
         left = memoryview(data)
-        poll = select.poll()
-        poll.register(out, select.POLLIN)
-        while left:
-            wait_s = deadline - time.monotonic()
-            if wait_s <= 0 or not poll.poll(wait_s * 1000):
-                raise MediaError(
-                    f"{self._path}: decoding hangs: nothing for {self._stall_s:g} s {self._where}"
-                )
-            got = out.readinto(left)  # type: ignore[attr-defined]
-            if not got:
+        with self._reading:
+            if self._closed:
                 self._gone()
-            left = left[got:]
+            poll = select.poll()
+            poll.register(out, select.POLLIN)
+            while left:
+                wait_s = deadline - time.monotonic()
+                if wait_s <= 0 or not poll.poll(wait_s * 1000):
+                    raise MediaError(
+                        f"{self._path}: decoding hangs: nothing for {self._stall_s:g} s "
+                        f"{self._where}"
+                    )
+                got = out.readinto(left)  # type: ignore[attr-defined]
+                if not got:
+                    self._gone()
+                left = left[got:]
         return data
 
     @property
@@ -178,6 +187,8 @@ class IsolatedFile(Closing):
 
     def _gone(self) -> NoReturn:
         """The decoder ended in the middle."""
+        if self._closed:
+            raise MediaError(f"{self._path}: closed {self._where}; open it anew to read on")
         code = self._child.wait()
         how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
         raise MediaError(
