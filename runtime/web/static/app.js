@@ -149,6 +149,7 @@ class SourceView {
     this.span = SPANS[0][0];
     this.end = 0;
     this.drawn = 0;
+    this.last = null; // the picture in view: { header, image }
     for (const [seconds, text] of SPANS) {
       const input = el("input", { type: "radio", name: `span-${index}`, value: seconds });
       input.checked = seconds === this.span;
@@ -174,7 +175,10 @@ class SourceView {
     this.notes(state);
     this.cards();
     this.draw(false);
-    if (state.verdicts.length) this.table();
+    if (state.verdicts.length) {
+      this.table();
+      this.paint(); // the boxes say what the verdicts say now
+    }
   }
 
   add(v) {
@@ -335,25 +339,31 @@ class SourceView {
   }
 
   show(header, image) {
-    const { canvas } = this;
+    this.last?.image?.close();
+    this.last = { header, image };
+    const n = header.faces.length;
+    const what = `${n === 0 ? "No face is followed" : n === 1 ? "1 face is followed" : `${n} faces are followed`}`;
+    const blurred = { show: "", blur: "; faces are made unrecognisable", hide: "; pictures are not shown" }[hello?.faces ?? "show"];
+    say(this.find("figcaption"), what + blurred);
+    this.canvas.setAttribute("aria-label", `Live picture. ${what}.`);
+    this.end = Math.max(this.end, header.t_s);
+    this.paint();
+  }
+
+  paint() {
+    if (!this.last) return;
+    const { canvas, last: { header, image } } = this;
     const width = PICTURE_WIDTH; // also of a small one: labels stay readable
     const height = Math.round((width * header.size[1]) / header.size[0]);
     if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
     const ctx = canvas.getContext("2d"), c = colours();
     if (image) ctx.drawImage(image, 0, 0, width, height);
     else { ctx.fillStyle = c.sunk; ctx.fillRect(0, 0, width, height); }
-    image?.close();
     for (const face of header.faces) {
       const verdicts = this.faces.get(face.id)?.verdicts;
       const latest = verdicts?.[verdicts.length - 1];
       box(ctx, c, face, latest ? latest.label : null);
     }
-    const n = header.faces.length;
-    const what = `${n === 0 ? "No face is followed" : n === 1 ? "1 face is followed" : `${n} faces are followed`}`;
-    const blurred = { show: "", blur: "; faces are made unrecognisable", hide: "; pictures are not shown" }[hello?.faces ?? "show"];
-    say(this.find("figcaption"), what + blurred);
-    canvas.setAttribute("aria-label", `Live picture. ${what}.`);
-    this.end = Math.max(this.end, header.t_s);
   }
 }
 

@@ -164,6 +164,24 @@ def test_the_timeline_is_read_with_the_keyboard(chromium: Chromium) -> None:
         page.close()
 
 
+def test_a_box_says_what_the_latest_verdict_says_without_another_picture(
+    chromium: Chromium,
+) -> None:
+    sink = WebSink()
+    sink.write(verdict(2.0, label=Label.REAL))
+    sink.picture(picture(2.0))
+    with served(sink) as server:
+        page = chromium.open(server.base_url)
+        page.get_by_text("Real", exact=True).wait_for()
+        drawn = page.locator(".picture canvas").element_handle()
+        page.wait_for_function("canvas => canvas.width === 640", arg=drawn)
+        before = page.evaluate("canvas => canvas.toDataURL()", drawn)
+        sink.write(verdict(2.2, label=Label.FAKE))
+        page.get_by_text("Fake", exact=True).wait_for()
+        assert page.evaluate("canvas => canvas.toDataURL()", drawn) != before
+        page.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("name", "size"), [("desktop", DESKTOP), ("phone", PHONE)])
 def test_it_fits_the_screen_and_can_be_read(
