@@ -31,6 +31,7 @@ from pathlib import Path
 
 from export.manifest import staged_folder, write_manifest
 from runtime.backends.base import FRAME_ENCODER_FILE, FUSION_FILE
+from runtime.backends.engine import Tensor, tensors
 from runtime.backends.manifest import (
     ENGINE_FILES,
     MANIFEST_FILE,
@@ -42,7 +43,6 @@ from runtime.backends.manifest import (
     read_manifest,
 )
 from runtime.backends.onnx import read_pair
-from runtime.backends.tensorrt import Tensor, tensors
 from runtime.command import guarded
 from runtime.errors import EXIT_OK, UsageError
 from runtime.models import DEFAULT_PRESET, model_dir

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from runtime.backends.base import FUSION_OUTPUTS
-from runtime.backends.tensorrt import Tensor
+from runtime.backends.engine import Tensor
 
 Dims = tuple[int, ...]
 

@@ -23,7 +23,7 @@ import pytest
 
 pytest.importorskip("onnx", reason="needs onnx (.[export])")
 
-import runtime.backends.tensorrt as module
+import runtime.backends.engine as engine_module
 from export.manifest import write_manifest
 from runtime.backends import cuda, load_backend
 from runtime.backends.base import (
@@ -33,6 +33,7 @@ from runtime.backends.base import (
     PhasedBackend,
     Phases,
 )
+from runtime.backends.engine import tensors
 from runtime.backends.manifest import (
     ENGINE_FILES,
     EngineFacts,
@@ -41,7 +42,7 @@ from runtime.backends.manifest import (
     this_platform,
 )
 from runtime.backends.onnx import OnnxBackend
-from runtime.backends.tensorrt import TensorRTBackend, tensors
+from runtime.backends.tensorrt import TensorRTBackend
 from runtime.errors import DependencyError, ModelError, UsageError, UserError
 from tests.export import synthetic
 from tests.runtime.fake_gpu import Code, FakeDriver, FakeTensorRT, write_library
@@ -336,7 +337,7 @@ class TestOrderOfWork:
     def test_few_shapes_are_kept_the_least_used_goes(
         self, original: Path, trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(module, "MAX_SHAPES", 2)
+        monkeypatch.setattr(engine_module, "MAX_SHAPES", 2)
         with TensorRTBackend(original) as backend:  # 5 is there
             backend.encode(frames(1))
             backend.encode(frames(5))
@@ -742,7 +743,7 @@ class TestWithoutALibraryOrAGpu:
         if cuda.device_count() > 0:
             pytest.skip("there is a GPU here")
         install(monkeypatch, driver, FakeTensorRT(driver))
-        log = module._log(real)
+        log = engine_module._log(real)
         builder = real.Builder(log)
         network = builder.create_network(0)
         given = network.add_input("x", real.float32, (1, 4))
