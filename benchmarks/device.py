@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from runtime import doctor
+from runtime import health
 
 SYS = Path("/sys")
 MEMORY_INFO = Path("/proc/meminfo")
@@ -17,7 +17,7 @@ TIMEOUT_S = 10
 
 def describe_device() -> dict[str, Any]:
     """JSON-ready; null for what this device does not have or does not say."""
-    jetson = {check.name: doctor.examine(check) for check in doctor.JETSON}
+    jetson = {check.name: health.examine(check) for check in health.JETSON}
     return {
         "gpus": gpus(),
         "jetson": _found(jetson["Jetson"]),
@@ -27,8 +27,8 @@ def describe_device() -> dict[str, Any]:
     }
 
 
-def _found(finding: doctor.Finding) -> str | None:
-    return finding.detail if finding.state is doctor.State.OK else None
+def _found(finding: health.Finding) -> str | None:
+    return finding.detail if finding.state is health.State.OK else None
 
 
 def gpus() -> list[dict[str, str]]:

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 import runtime.models
-from runtime import doctor
+from runtime import doctor, health
 from runtime.backends import cuda
-from runtime.doctor import Check, Finding, Missing, State, examine
+from runtime.health import Check, Finding, Missing, State, examine
 from tests.runtime.fake_gpu import Code, FakeDriver
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -24,7 +24,7 @@ HEAVY = ("av", "cv2", "dlib", "kaldi_native_fbank", "onnxruntime", "rich", "ray"
 
 
 def found(name: str) -> Finding:
-    (check,) = [c for c in (*doctor.CHECKS, *doctor.JETSON) if c.name == name]
+    (check,) = [c for c in (*health.CHECKS, *health.JETSON) if c.name == name]
     return examine(check)
 
 
@@ -75,7 +75,7 @@ class TestExitCode:
         report = json.loads(capfd.readouterr().out)
         assert report["works"] == (code == 0)
         names = [check["name"] for check in report["checks"]]
-        assert names == [check.name for check in doctor.checks(run=False)]
+        assert names == [check.name for check in health.checks(run=False)]
         assert {check["state"] for check in report["checks"]} <= {"ok", "missing", "broken"}
 
     def test_with_nothing_but_numpy_it_says_what_to_install(self) -> None:
@@ -160,7 +160,7 @@ class TestDevices:
     def test_cameras_by_number(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for number in (10, 2, 0):
             (tmp_path / f"video{number}").touch()
-        monkeypatch.setattr(doctor, "DEVICES", tmp_path)
+        monkeypatch.setattr(health, "DEVICES", tmp_path)
         names = [Path(p).name for p in found("cameras").detail.split(", ")]
         assert names == ["video0", "video2", "video10"]
 
@@ -168,14 +168,14 @@ class TestDevices:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "video0").touch()
-        monkeypatch.setattr(doctor, "DEVICES", tmp_path)
+        monkeypatch.setattr(health, "DEVICES", tmp_path)
         monkeypatch.setattr(os, "access", lambda *_: False)
         finding = found("cameras")
         assert finding.state is State.BROKEN
         assert "usermod -aG video" in finding.remedy
 
     def test_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(doctor, "DEVICES", tmp_path)
+        monkeypatch.setattr(health, "DEVICES", tmp_path)
         assert found("cameras").state is State.MISSING
 
     def test_a_jetson_tells_its_release(
@@ -183,15 +183,15 @@ class TestDevices:
     ) -> None:
         release = tmp_path / "nv_tegra_release"
         release.write_text("# R36 (release), REVISION: 4.0, GCID: 37537400, BOARD: generic\n")
-        monkeypatch.setattr(doctor, "TEGRA_RELEASE", release)
+        monkeypatch.setattr(health, "TEGRA_RELEASE", release)
         assert found("Jetson").detail == "R36 (release), REVISION: 4.0"
-        assert "power mode" in [check.name for check in doctor.checks(run=False)]
+        assert "power mode" in [check.name for check in health.checks(run=False)]
 
     def test_elsewhere_a_jetsons_parts_are_not_missing(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(doctor, "TEGRA_RELEASE", tmp_path / "none")
-        assert "power mode" not in [check.name for check in doctor.checks(run=False)]
+        monkeypatch.setattr(health, "TEGRA_RELEASE", tmp_path / "none")
+        assert "power mode" not in [check.name for check in health.checks(run=False)]
 
     def test_a_program_that_fails_is_broken_with_what_it_said(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -227,5 +227,5 @@ def test_a_model_that_answers_nonsense_fails_the_run(
         "fuse",
         lambda self, v, a: real(self, v, a)._replace(logits_av=np.full((1, 2), np.nan)),
     )
-    (check,) = [c for c in doctor.checks(run=True) if c.name == "test run"]
+    (check,) = [c for c in health.checks(run=True) if c.name == "test run"]
     assert examine(check).state is State.BROKEN
