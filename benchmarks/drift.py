@@ -41,6 +41,7 @@ from runtime.files import write_json
 from runtime.media.open import expand_sources, is_live, open_source
 from runtime.models import DEFAULT_PRESET, model_dir, model_folder
 from runtime.pipeline import run
+from runtime.sinks.timeline import console
 from runtime.spec import PairSpec
 from runtime.verdict import Label, Verdict
 
@@ -56,13 +57,18 @@ class _Collector:
         self.verdicts[key(self.source, verdict)] = verdict
 
 
-def judge(backend: Backend, clips: Sequence[str]) -> Verdicts:
-    """The verdicts of all clips, each in a stream of its own.
+def judge(backend: Backend, clips: Sequence[str], form: str) -> Verdicts:
+    """The verdicts of all clips, each in a stream of its own; ``form`` titles the progress bar.
 
     Raises :class:`runtime.errors.MediaError` for a clip that cannot be read to its end.
     """
+    from rich.progress import track
+
+    out = console(stderr=True)
+    if not out.is_terminal:  # a log
+        print(f"{form}: clips to judge: {len(clips)} ...", file=sys.stderr, flush=True)
     collector = _Collector()
-    for clip in clips:
+    for clip in track(clips, form, console=out, transient=True, disable=not out.is_terminal):
         collector.source = clip
         rate_hz = backend.spec.audio.sample_rate_hz
         with open_source(clip, sample_rate_hz=rate_hz) as source:
@@ -88,8 +94,7 @@ def measure(
                 if form.wanted:  # what cannot run is said now, not after a long run
                     with form.open() as candidate:
                         check_same_model(candidate.spec, spec, form.name)
-            _tell(first.name, clips)
-            before = judge(backend, clips)
+            before = judge(backend, clips, first.name)
         found: list[dict[str, Any]] = []
         missing: list[dict[str, str]] = []
         for form in others:
@@ -100,14 +105,14 @@ def measure(
                 continue
             with backend:
                 check_same_model(backend.spec, spec, form.name)
-                _tell(form.name, clips)
                 facts = {
                     "form": form.name,
                     "provider": backend.provider,
                     "precision": backend.spec.precision,
                     "model_id": backend.spec.model_id,
                 }
-                found.append({**facts, **compare(before, judge(backend, clips), set(genuine))})
+                after = judge(backend, clips, form.name)
+                found.append({**facts, **compare(before, after, set(genuine))})
     labels = [verdict.label for verdict in before.values()]
     calibration, stream = spec.calibration, spec.stream
     return {
@@ -135,10 +140,6 @@ def _check(spec: PairSpec, folder: Path) -> None:
         )
     if not spec.trained:
         raise UsageError(f"{spec.model_id}: its weights are random, its verdicts mean nothing")
-
-
-def _tell(form: str, clips: Sequence[str]) -> None:
-    print(f"{form}: clips to judge: {len(clips)} ...", file=sys.stderr, flush=True)
 
 
 def report(result: dict[str, Any]) -> str:
