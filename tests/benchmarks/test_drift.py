@@ -106,7 +106,7 @@ def test_what_cannot_run_here_is_told_with_the_reason(
     monkeypatch.setattr(
         drift,
         "judge",
-        lambda backend, clips: of(clips[0], verdict(REAL, 0.1), verdict(FAKE, 0.9, 3)),
+        lambda backend, clips, form: of(clips[0], verdict(REAL, 0.1), verdict(FAKE, 0.9, 3)),
     )
     result = drift.measure(tmp_path, ["a.mp4"], ["a.mp4"], [])
     assert [form["form"] for form in result["forms"]] == ["ONNX Runtime CPU, fp16"]
