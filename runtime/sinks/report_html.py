@@ -21,96 +21,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime.faces import template
+from runtime.sinks.heat_maps import driver, picture_map, voice_map
 from runtime.sinks.history import OTHERS, Cell, History
-from runtime.sinks.occlusion import SLICES, Float64, Importance, UInt8, band_edges
-from runtime.sinks.report import BLUR, NONE, PORTRAIT_PX, Moment
+from runtime.sinks.occlusion import UInt8
+from runtime.sinks.report import BLUR, NONE, Moment
 from runtime.sinks.timeline import number, offset, shown_scores, speed_line
-from runtime.spec import AudioSpec, PairSpec, StreamSpec
+from runtime.spec import PairSpec, StreamSpec
 from runtime.verdict import MEANINGS, Label, Reason
 
 if TYPE_CHECKING:
     from runtime.pipeline import Summary
 
 MIN_SCALE = 0.5  # log-odds of full colour, at least: noise must not glow
-FAKE_RGB, REAL_RGB = (230, 110, 10), (40, 140, 220)
-HEAT_ALPHA = 0.8
-VOICE_PX = (512, 156)  # width, height
 HASHED_BYTES = 1 << 20  # at a time
 MAX_SPANS = 12  # listed; the timeline shows all
+STYLE = Path(__file__).with_name("report.css")
 SYMBOLS = {Label.FAKE: "▲", Label.REAL: "●", Label.ABSTAIN: "○"}
-
-STYLE = """
-:root{color-scheme:light dark;--ink:#1b1f24;--soft:#57606a;--line:#d8dee4;--page:#fff;
---card:#f6f8fa;--fake:#c14f00;--fake-tint:#fbe3d0;--real:#0072b2;--real-tint:#d6eaf6;
---mute:#8c959f;--bar:#6a7480}
-@media(prefers-color-scheme:dark){:root{--ink:#e6e9ed;--soft:#9da7b3;--line:#30363d;--page:#0f1317;
---card:#181d23;--fake:#f0883e;--fake-tint:#43270f;--real:#56b4e9;--real-tint:#12354a;
---mute:#768390;--bar:#a3adb8}}
-*{box-sizing:border-box}
-body{margin:0 auto;max-width:62rem;padding:1.2rem 1rem 3rem;background:var(--page);
-color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-h1{font-size:1rem;font-weight:600;color:var(--soft);margin:0 0 .8rem}
-h2{font-size:1.2rem;margin:2.4rem 0 .4rem}h3{font-size:1rem;margin:1rem 0 .2rem}
-p{margin:.4rem 0;max-width:46rem}ul{padding-left:1.2rem;max-width:46rem;margin:.4rem 0}
-.soft{color:var(--soft)}small,.small{font-size:.86rem}
-.name{font-size:1.35rem;font-weight:700;overflow-wrap:anywhere;line-height:1.3;margin:0}
-.outcome{border:1px solid var(--line);border-left:6px solid var(--mute);background:var(--card);
-border-radius:8px;padding:.8rem 1rem;margin:1rem 0}
-.outcome.fake{border-left-color:var(--fake)}.outcome.real{border-left-color:var(--real)}
-.outcome b{font-size:1.15rem}.outcome.fake b{color:var(--fake)}.outcome.real b{color:var(--real)}
-.share{display:flex;height:12px;border-radius:6px;overflow:hidden;margin:.7rem 0 .3rem}
-.share i{display:block}.fill-fake{background:var(--fake)}.fill-real{background:var(--real)}
-.fill-abstain{background:repeating-linear-gradient(135deg,var(--mute) 0 3px,var(--line) 3px 7px)}
-.key{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;font-size:.86rem;color:var(--soft)}
-.key i{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.4em}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1.2rem;margin:.6rem 0}
-dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
-.lane{display:grid;grid-template-columns:4.2rem 1fr;align-items:center;margin:3px 0}
-.lane span{font-size:.8rem;color:var(--soft)}
-.lane svg{display:block;width:100%;background:var(--card);border-radius:3px}
-.both svg{height:46px}.part svg{height:20px}
-.axis{position:relative;height:1.3rem;margin-left:4.2rem;font-size:.78rem;color:var(--soft)}
-.axis span{position:absolute;transform:translateX(-50%);white-space:nowrap}
-.axis span:first-child{transform:none}
-.f0{fill:var(--fake-tint)}.f1{fill:var(--fake)}.r0{fill:var(--real-tint)}.r1{fill:var(--real)}
-rect{shape-rendering:crispEdges}
-.a{fill:var(--mute)}.b{fill:var(--bar)}
-.t{stroke:var(--ink);stroke-width:1;stroke-dasharray:4 4;
-vector-effect:non-scaling-stroke;opacity:.5}
-.o{fill:none;stroke:var(--ink);stroke-width:2;vector-effect:non-scaling-stroke;
-stroke-linecap:round;stroke-linejoin:round}
-.z{stroke:var(--mute);stroke-width:1;vector-effect:non-scaling-stroke}
-.moments{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,24rem),1fr));gap:1rem;
-margin-top:.8rem}
-.moment{border:1px solid var(--line);border-radius:8px;padding:.8rem;background:var(--card)}
-.moment h3{margin:0 0 .5rem;display:flex;flex-wrap:wrap;gap:.3rem .6rem;align-items:baseline}
-.tag{font-size:.8rem;font-weight:600;border-radius:99px;padding:.05rem .6rem;color:var(--page)}
-.tag.fake{background:var(--fake)}.tag.real{background:var(--real)}.tag.abstain{background:var(--mute)}
-.pair{display:grid;grid-template-columns:1fr 1fr;gap:.5rem}
-figure{margin:0}figure img{display:block;width:100%;height:auto;border-radius:5px}
-figcaption{font-size:.8rem;color:var(--soft);margin:.2rem 0 .5rem}
-.empty{aspect-ratio:1;display:grid;place-items:center;border:1px dashed var(--line);
-border-radius:5px;color:var(--soft);font-size:.86rem;text-align:center;padding:1rem}
-.score{display:grid;grid-template-columns:4.2rem 1fr 2.6rem;align-items:center;gap:.5rem;
-font-size:.86rem;font-variant-numeric:tabular-nums}
-.score i{display:block;height:9px;border-radius:5px;background:var(--line);overflow:hidden}
-.score i b{display:block;height:100%;background:var(--bar)}
-.scale{height:10px;border-radius:5px;max-width:20rem;
-background:linear-gradient(90deg,rgb(40,140,220),rgba(128,128,128,.25) 50%,rgb(230,110,10))}
-.ends{display:flex;justify-content:space-between;max-width:20rem;font-size:.8rem;color:var(--soft)}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem;margin:.5rem 0}
-th,td{padding:.3rem 1rem .3rem 0;text-align:left;vertical-align:top;
-border-bottom:1px solid var(--line)}
-td.n,th.n{text-align:right}
-.scroll{overflow-x:auto}
-.note{background:var(--card);border-left:4px solid #e69f00;border-radius:4px;padding:.5rem .9rem;
-max-width:46rem;margin:.6rem 0}
-code{font:.9em ui-monospace,Menlo,Consolas,monospace}
-footer{margin-top:2.5rem;border-top:1px solid var(--line);padding-top:.8rem;color:var(--soft);
-font-size:.86rem}
-@media print{body{max-width:none}.moment,.outcome{break-inside:avoid}}
-"""
 
 
 def render(
@@ -135,13 +61,14 @@ def render(
         _limits(summary, moments, faces),
     ]
     name = escape(_short(summary.source))
+    style = STYLE.read_text(encoding="utf-8")
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         '<meta name="referrer" content="no-referrer">'
-        f"<title>{name}: is it genuine?</title><style>{STYLE}</style></head><body>\n"
+        f"<title>{name}: is it genuine?</title><style>{style}</style></head><body>\n"
         + "\n".join(part for part in parts if part)
         + "\n</body></html>\n"
     )
@@ -385,54 +312,6 @@ def _moment(
     )
 
 
-def picture_map(portrait: UInt8 | None, change: Float64, scale: float, spec: PairSpec) -> UInt8:
-    """change [H, W] of the crop over the face, or over where its eyes and nose are: RGB."""
-    import cv2
-
-    size = (PORTRAIT_PX, PORTRAIT_PX)
-    if portrait is None:
-        ground = np.full((*size, 3), 128, np.uint8)
-        for x, y in template(spec.face) * (PORTRAIT_PX / spec.face.crop_px):
-            cv2.circle(ground, (round(x), round(y)), 9, (200, 200, 200), 2, cv2.LINE_AA)
-    else:
-        grey = cv2.cvtColor(portrait, cv2.COLOR_RGB2GRAY)
-        ground = np.repeat(grey[..., None], 3, axis=2)
-    large = cv2.resize(change, size, interpolation=cv2.INTER_LINEAR)
-    smooth = cv2.GaussianBlur(large, (0, 0), PORTRAIT_PX / 24)  # a patch has no sharp edge
-    return _coloured(ground, smooth / scale)
-
-
-def voice_map(driven_by: Importance, scale: float, audio: AudioSpec) -> UInt8:
-    """The window's sound as a spectrogram with what each block of it changed: RGB."""
-    import cv2
-
-    frames = driven_by.tokens.reshape(-1, audio.mel_bins)  # [T stack, mel]
-    low, high = np.percentile(frames, (2, 99))
-    light = np.clip((frames - low) / max(float(high - low), 1e-6), 0, 1)
-    grey = (225 * light.T[::-1]).astype(np.uint8)  # low pitches at the bottom
-    grey = cv2.resize(grey, VOICE_PX, interpolation=cv2.INTER_LINEAR)
-    blocks = cv2.resize(driven_by.voice[::-1].copy(), VOICE_PX, interpolation=cv2.INTER_NEAREST)
-    return _coloured(np.repeat(grey[..., None], 3, axis=2), blocks / scale)
-
-
-def driver(driven_by: Importance, spec: PairSpec) -> str:
-    """The strongest part of each modality in words."""
-    side = spec.face.crop_px
-    y, x = np.unravel_index(int(np.abs(driven_by.picture).argmax()), driven_by.picture.shape)
-    # Where dlib's mean face has its parts in the crop.
-    place = "the eyes" if y < 0.42 * side else "the nose" if y < 0.64 * side else "the mouth"
-    if abs(x - side / 2) > 0.32 * side:
-        place = f"the edge of the face beside {place}"
-    band, part = divmod(int(np.abs(driven_by.voice).argmax()), SLICES)
-    window_s = len(driven_by.tokens) / spec.audio.token_hz
-    start, end = (part * window_s / SLICES, (part + 1) * window_s / SLICES)
-    low, high = (_mel_hz(spec.audio, edge) for edge in band_edges(spec)[band : band + 2])
-    return (
-        f"Covering {place} {_by(driven_by.picture[y, x])}; muting {low:.0f} to {high:.0f} Hz "
-        f"from {start:.1f} to {end:.1f} s of the window {_by(driven_by.voice[band, part])}."
-    )
-
-
 def _offsets(history: History, stream: StreamSpec, spec: PairSpec) -> str:
     faces = {
         face: {i: c.offset_ms for i, c in cells.items() if c.offset_ms is not None}
@@ -562,13 +441,6 @@ def _inline(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html)
 
 
-def _coloured(ground: UInt8, change: Float64) -> UInt8:
-    """ground [H, W, 3] grey; change [H, W] from -1 (genuine, blue) to 1 (fake, orange)."""
-    strength = np.clip(np.abs(change), 0, 1)[..., None] * HEAT_ALPHA
-    colour = np.where(change[..., None] > 0, FAKE_RGB, REAL_RGB)
-    return np.asarray((1 - strength) * ground + strength * colour, np.uint8)
-
-
 def _image(rgb: UInt8, alt: str) -> str:
     import cv2
 
@@ -586,13 +458,6 @@ def _decode(jpeg: bytes) -> UInt8:
     return np.ascontiguousarray(pixels[..., ::-1])
 
 
-def _mel_hz(audio: AudioSpec, edge: int) -> float:
-    """The pitch at which mel bin ``edge`` begins (kaldi's mel scale)."""
-    low, high = (1127 * math.log(1 + hz / 700) for hz in (audio.low_hz, audio.high_hz))
-    mel = low + (edge + 0.5) * (high - low) / (audio.mel_bins + 1)
-    return 700 * (math.exp(mel / 1127) - 1)
-
-
 def _runs(bins: Sequence[int]) -> list[list[int]]:
     """Rising numbers in runs without a gap."""
     runs: list[list[int]] = []
@@ -602,12 +467,6 @@ def _runs(bins: Sequence[int]) -> list[list[int]]:
         else:
             runs.append([i])
     return runs
-
-
-def _by(change: float) -> str:
-    if abs(change) < 0.05:
-        return "changes next to nothing"
-    return f"{'lowers' if change > 0 else 'raises'} the log-odds of fake by {abs(change):.1f}"
 
 
 def _facts(facts: dict[str, str]) -> str:
