@@ -256,7 +256,7 @@ def test_abandoning_waits_for_nothing(gate: threading.Event) -> None:
     assert hanging.reached.wait(5)
     start = time.perf_counter()
     made.worker.abandon()
-    assert time.perf_counter() - start < 0.5
+    assert time.perf_counter() - start < 5  # DRAIN_S is 20
 
 
 def test_a_sink_that_never_got_anything_starts_no_thread() -> None:

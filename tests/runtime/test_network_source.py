@@ -243,13 +243,13 @@ def test_a_redirect_to_a_local_file_is_refused(tmp_path: Path) -> None:
 
 def test_close_from_another_thread_ends_a_read_that_hangs(tmp_path: Path) -> None:
     with http_server([Response(ts(tmp_path), hang=True)]) as url:
-        source = NetworkSource(url, stall_s=1.5)
+        source = NetworkSource(url, stall_s=8.0)
         with source, Feed(source) as feed:
             while feed.get(0.3) is not None:
                 pass
             start = time.monotonic()
-        assert time.monotonic() - start < 1.4  # it does not wait for the read
-        feed._thread.join(5)
+        assert time.monotonic() - start < 5  # it does not wait for the read
+        feed._thread.join(20)
         assert not feed._thread.is_alive()
 
 
@@ -259,7 +259,7 @@ def test_close_during_an_outage_is_quick(tmp_path: Path) -> None:
             while source.outages == 0:
                 feed.get(0.05)
             start = time.monotonic()
-        assert time.monotonic() - start < 1.5
+        assert time.monotonic() - start < 5
 
 
 # HLS

@@ -186,13 +186,14 @@ def test_where_the_time_of_a_window_went_adds_up_and_counts_the_last_push_alone(
     live = [w for w in times if w.waited_s is not None]
     assert live
     for window, verdict in zip(live, verdicts, strict=False):
-        assert window.waited_s == pytest.approx(0.5, abs=0.05)
+        assert window.waited_s is not None
+        assert 0.5 <= window.waited_s < 1.5  # and what a busy machine adds
         assert window.block_s == pytest.approx(0.04)
         assert (window.seconds["face"], window.seconds["encode"]) == (0.0, 0.0)  # done before
         assert window.seconds["fuse"] > 0
         assert sum(window.seconds.values()) <= window.worked_s
         total_ms = (window.waited_s + window.worked_s) * 1000
-        assert 0 <= total_ms - verdict.latency_ms < 50
+        assert 0 <= total_ms - verdict.latency_ms < 500
 
 
 def test_a_window_that_only_the_end_completes_waited_for_nothing() -> None:
