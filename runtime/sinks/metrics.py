@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.errors import DependencyError, UserError
 from runtime.listen import parse_listen
+from runtime.losses import losses
 from runtime.sinks.background import Worker
 from runtime.sinks.timeline import shown_scores
 from runtime.verdict import Verdict
@@ -150,20 +151,7 @@ class _Runs:
                 busy.add_metric([source, stage], seconds)
             if run.media_s > 0:
                 factor.add_metric([source], sum(stats.seconds.values()) / run.media_s)
-            causes = Counter(
-                {
-                    # of a live source these are among its own causes
-                    "damaged": 0 if run.drops else run.damaged,
-                    "timestamp": stats.dropped,
-                    "gap": stats.gaps,
-                    "late": stats.late,
-                    "sound_clock": stats.clock_corrections,
-                    "shed_windows": stats.shed_windows,
-                    "shed_pictures": stats.shed_pictures,
-                }
-            )
-            causes.update(run.drops)
-            for cause, n in causes.items():
+            for cause, n in losses(stats, run.damaged, run.drops).items():
                 drops.add_metric([source, cause], n)
         yield from (model, coverage, media, busy, factor, drops)
 

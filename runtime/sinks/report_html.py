@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from runtime.losses import in_words, losses
 from runtime.sinks.heat_maps import driver, picture_map, voice_map
 from runtime.sinks.history import OTHERS, Cell, History
 from runtime.sinks.occlusion import UInt8
@@ -348,14 +349,8 @@ def _offsets(history: History, stream: StreamSpec, spec: PairSpec) -> str:
 
 
 def _losses(s: Summary) -> str:
-    counts = {
-        "damaged packets or timestamps": s.damaged,
-        "pictures dropped for their timestamps": s.stats.dropped,
-        "moments (40 ms) without a picture": s.stats.gaps,
-        "corrections of the sound's clock": s.stats.clock_corrections,
-        "moments (40 ms) that came too late": s.stats.late,
-    }
-    lost = {name: str(n) for name, n in counts.items() if n}
+    counted = in_words(losses(s.stats, s.damaged, s.drops))
+    lost = {name: str(n) for name, n in counted.items()}
     warnings = "".join(f"<li>{escape(line)}</li>" for line in s.warnings)
     told = _facts(lost) if lost else "<p>Nothing was lost or damaged.</p>"
     return (

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from runtime.errors import DependencyError
+from runtime.losses import in_words, losses
 from runtime.verdict import Label, Reason, Verdict
 
 if TYPE_CHECKING:
@@ -179,26 +180,12 @@ def fake_lines(s: Summary) -> list[str]:
 
 def note_lines(s: Summary) -> list[str]:
     """What went wrong on the way: nothing is passed over in silence."""
-    counted = [
-        (s.damaged, "damaged packets or timestamps"),
-        (s.stats.dropped, "pictures dropped for their timestamps"),
-        (s.stats.gaps, "tokens without a picture"),
-        (s.stats.clock_corrections, "corrections of the sound's clock"),
-        (s.stats.late, "tokens that came too late"),
-        (s.stats.shed_windows, "windows left out to keep up"),
-        (s.stats.shed_pictures, "pictures left out to keep up"),
-    ]
-    lines = [", ".join(f"{n} {what}" for n, what in counted if n)]
+    counted = in_words(losses(s.stats, s.damaged, s.drops))
+    lines = [", ".join(f"{n} {what}" for what, n in counted.items())]
     if s.shed_s:
         lines.append(f"could not keep up for {s.shed_s:.0f} s: less was done")
-    lines += [drops_line(s), live_line(s)]
+    lines.append(live_line(s))
     return [line for line in (*lines, *s.warnings) if line]
-
-
-def drops_line(s: Summary) -> str:
-    """What a live source lost, by cause."""
-    lost = ", ".join(f"{cause} {n}" for cause, n in sorted(s.drops.items()) if n)
-    return f"lost or repaired on the way: {lost}" if lost else ""
 
 
 def live_line(s: Summary) -> str:

@@ -9,13 +9,14 @@ import json
 from importlib import resources
 from typing import Any
 
+from runtime.losses import CAUSES
 from runtime.verdict import MEANINGS
 from runtime.web.access import REFUSALS, Guard
 from runtime.web.address import Address
 from runtime.web.browser import Desk
 from runtime.web.rtc import Peer
 from runtime.web.schema import HEALTH, STATE
-from runtime.web.sink import DROPS, WebSink
+from runtime.web.sink import WebSink
 from runtime.web.viewer import TRY_AGAIN_LATER, Jpegs, Viewer
 
 MAX_VIEWERS = 32  # uvicorn's own limit on connections does not count WebSockets
@@ -68,7 +69,7 @@ def build_app(
     jpegs = Jpegs(faces)
     hello: dict[str, Any] = {
         "reasons": {reason.value: words for reason, words in MEANINGS.items()},
-        "drops": DROPS,
+        "drops": CAUSES,
         "faces": faces,
         "loopback": address.loopback,
         "threshold": threshold,

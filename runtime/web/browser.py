@@ -93,7 +93,7 @@ class Incoming:
     def __init__(self, kinds: frozenset[str]) -> None:
         self.kinds = kinds
         self.clock = SharedClock(kinds)
-        self.drops = {"backlog_pictures": 0, "backlog_sound": 0}
+        self.drops = {"queue_full": 0, "sound_queue_full": 0}
         self.size = (0, 0)  # width, height of the first picture
         self.ended: str | None = None  # why
         self._repairs = {kind: StreamClock() for kind in KINDS}
@@ -121,13 +121,13 @@ class Incoming:
         self.size = self.size if self.size[0] else size
         t_s = self._time("video", pts_s, 1 / 25)
         if t_s is not None:
-            self._put(VideoChunk(t_s, convert), MAX_QUEUED_PICTURES, "backlog_pictures")
+            self._put(VideoChunk(t_s, convert), MAX_QUEUED_PICTURES, "queue_full")
 
     def audio(self, pts_s: float, samples: Samples, rate_hz: int) -> None:
         """samples: mono [n] at ``rate_hz``"""
         t_s = self._time("audio", pts_s, samples.size / rate_hz)
         if t_s is not None and samples.size:
-            self._put(AudioChunk(t_s, samples), MAX_QUEUED_SOUND, "backlog_sound")
+            self._put(AudioChunk(t_s, samples), MAX_QUEUED_SOUND, "sound_queue_full")
 
     def end(self, why: str) -> None:
         """Nothing more comes; what waits is still handed out."""
@@ -270,7 +270,7 @@ class BrowserSource(Closing):
         while (chunk := self._incoming.get()) is not None:
             yield chunk
         self.warnings.append(f"ended: {self._incoming.ended}")
-        lost = self._incoming.drops["backlog_pictures"]
+        lost = self._incoming.drops["queue_full"]
         if lost:
             self.warnings.append(f"{lost} pictures were dropped because the model was busy")
 

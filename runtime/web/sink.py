@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from runtime.losses import losses
 from runtime.media import AudioChunk
 from runtime.session import Stats
 from runtime.sinks import Picture
@@ -34,16 +35,6 @@ KEPT_VERDICTS = 1500  # of each source: five minutes of one face at five a secon
 KEPT_LATENCIES = 3000  # the last ones, for p50 and p99
 RECENT_PICTURES = 50  # from whose arrival the rate is counted
 SILENCE_DBFS = -90.0
-
-DROPS = {
-    "damaged": "damaged packets or timestamps",
-    "dropped": "pictures dropped for their timestamps",
-    "gaps": "moments without a picture",
-    "clock_corrections": "corrections of the sound's clock",
-    "late": "too late for their window",
-    "backlog_pictures": "pictures dropped because the model was busy",
-    "backlog_sound": "pieces of sound dropped because the model was busy",
-}
 
 
 class WebSink:
@@ -206,14 +197,12 @@ class _Stream:
     def _drops(self) -> dict[str, int]:
         """By cause; only what happened.  The pipeline's thread goes on counting meanwhile."""
         stats = self.summary.stats if self.summary else Stats()
-        counts = {
-            "damaged": self.media.damaged if self.media else 0,
-            **{name: getattr(stats, name) for name in ("dropped", "gaps", "clock_corrections")},
-            "late": stats.late,
+        damaged = self.media.damaged if self.media else 0
+        drops = {
             **dict(getattr(self.media, "drops", {})),
             **dict(getattr(self.summary, "drops", {})),
         }
-        return {name: int(n) for name, n in counts.items() if n}
+        return {cause: n for cause, n in losses(stats, damaged, drops).items() if n}
 
 
 def _plain(number: int, verdict: Verdict) -> dict[str, Any]:

@@ -303,9 +303,11 @@ def test_losses_warnings_and_offsets_are_shown() -> None:
     shown = page(
         history=judged(at(2.0, Label.REAL, 0.1, av_offset_ms=80.0)),
         stats=stats, damaged=7, warnings=["--save-video: lost: 2 pictures (queue full)"],
+        drops={"queue_full": 8},
     )  # fmt: skip
     assert "damaged packets or timestamps 7" in shown.text
-    assert "pictures dropped for their timestamps 3" in shown.text
+    assert "timestamps that jump or could not be used 3" in shown.text
+    assert "pictures dropped because the model was busy 8" in shown.text
     assert "--save-video: lost: 2 pictures (queue full)" in shown.text
     assert "face 3 +80 ms" in shown.text
     assert "Nothing was lost or damaged" in page().text

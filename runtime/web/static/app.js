@@ -400,8 +400,8 @@ function box(ctx, c, face, label) {
 }
 
 // A moment without a picture is what the other losses lead to: not counted twice.
-function lost({ gaps, ...causes }) {
-  return Object.values(causes).reduce((a, b) => a + b, 0) || gaps || 0;
+function lost({ gap, ...causes }) {
+  return Object.values(causes).reduce((a, b) => a + b, 0) || gap || 0;
 }
 
 function fill(list, rows, nothing) {

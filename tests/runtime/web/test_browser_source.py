@@ -166,14 +166,14 @@ class TestIncoming:
         assert pictures[-1] == pytest.approx(3.96)
         assert np.allclose(np.diff(sounds), 0.02)
         assert len(sounds) == 200
-        assert source.drops == {"backlog_pictures": 100 - MAX_QUEUED_PICTURES, "backlog_sound": 0}
+        assert source.drops == {"queue_full": 100 - MAX_QUEUED_PICTURES, "sound_queue_full": 0}
 
     def test_sound_waits_only_so_long(self) -> None:
         source = incoming()
         source.open()
         for i in range(600):
             source.audio(i / 50, SOUND, RATE_HZ)
-        assert source.drops["backlog_sound"] == 100
+        assert source.drops["sound_queue_full"] == 100
 
     def test_a_timestamp_that_runs_backwards_is_dropped_and_counted(self) -> None:
         source = incoming()
@@ -242,7 +242,7 @@ class TestBrowserSource:
         coming.clock._by_arrival = {}
         desk.want()
         desk.deliver(coming)
-        coming.drops["backlog_pictures"] = 7
+        coming.drops["queue_full"] = 7
         coming.end("test")
         with BrowserSource(desk) as source:
             assert not source.info.has_video
@@ -250,4 +250,4 @@ class TestBrowserSource:
         text = "\n".join(source.warnings)
         assert "sender reports" in text
         assert "7 pictures were dropped" in text
-        assert source.drops == {"backlog_pictures": 7, "backlog_sound": 0}
+        assert source.drops == {"queue_full": 7, "sound_queue_full": 0}

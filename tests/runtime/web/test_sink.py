@@ -9,12 +9,13 @@ import threading
 import numpy as np
 import pytest
 
+from runtime.losses import CAUSES
 from runtime.media import AudioChunk
 from runtime.pipeline import run
 from runtime.sinks import MediaSink, StartSink
 from runtime.verdict import Label, Reason
 from runtime.web import sink as module
-from runtime.web.sink import DROPS, WebSink
+from runtime.web.sink import WebSink
 from tests.runtime.clips import write_clip
 from tests.runtime.doubles import MockBackend, MockTracker
 from tests.runtime.web.serving import abstention, picture, verdict
@@ -140,10 +141,10 @@ def test_a_stream_shows_its_counters_while_it_runs_and_its_end(tmp_path, monkeyp
         summary = run(source, MockBackend(), sinks=[sink, Peek()])
     assert states[0]["status"] == "live"
     assert states[0]["size"] == [160, 120]
-    assert states[0]["drops"]["gaps"] > 0
+    assert states[0]["drops"]["gap"] > 0
     assert states[0]["warnings"] == ["a warning"]
     ended = of(sink, str(clip))
     assert ended["status"] == "ended"
-    assert ended["drops"]["gaps"] == summary.stats.gaps
-    assert set(ended["drops"]) <= set(DROPS)
+    assert ended["drops"]["gap"] == summary.stats.gaps
+    assert set(ended["drops"]) <= set(CAUSES)
     assert ended["coverage"] == pytest.approx(summary.stats.coverage, abs=1e-4)
