@@ -13,7 +13,7 @@ import json
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -198,10 +198,10 @@ class _Stream:
         """By cause; only what happened.  The pipeline's thread goes on counting meanwhile."""
         stats = self.summary.stats if self.summary else Stats()
         damaged = self.media.damaged if self.media else 0
-        drops = {
-            **dict(getattr(self.media, "drops", {})),
-            **dict(getattr(self.summary, "drops", {})),
-        }
+        # what the source itself counts is newer, what its queue dropped the summary alone knows
+        drops = Counter(getattr(self.media, "drops", {})) | Counter(
+            self.summary.drops if self.summary else {}
+        )
         return {cause: n for cause, n in losses(stats, damaged, drops).items() if n}
 
 

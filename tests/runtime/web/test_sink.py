@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import json
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from runtime.losses import CAUSES
-from runtime.media import AudioChunk
+from runtime.media import AudioChunk, MediaInfo
 from runtime.pipeline import run
 from runtime.sinks import MediaSink, StartSink
 from runtime.verdict import Label, Reason
@@ -18,6 +19,7 @@ from runtime.web import sink as module
 from runtime.web.sink import WebSink
 from tests.runtime.clips import write_clip
 from tests.runtime.doubles import MockBackend, MockTracker
+from tests.runtime.test_timeline_sink import summary
 from tests.runtime.web.serving import abstention, picture, verdict
 
 
@@ -118,6 +120,18 @@ def test_threads_of_several_streams_may_write_while_it_is_read() -> None:
     while any(thread.is_alive() for thread in threads):
         json.dumps(sink.state())
     assert {name: of(sink, name)["windows"] for name in names} == dict.fromkeys(names, 300)
+
+
+def test_damage_of_a_live_source_is_shown_once_however_old_its_summary_is() -> None:
+    source = SimpleNamespace(
+        live=True, drops={"decode_error": 4, "timestamp": 1}, damaged=5, warnings=[],
+        info=MediaInfo("rtsp://door", True, True, 64, 48, 25.0, None),
+    )  # fmt: skip
+    sink = WebSink()
+    sink.watch(source)  # type: ignore[arg-type]
+    sink.begin(summary(source="rtsp://door", drops={"decode_error": 3, "queue_full": 7}))
+    shown = of(sink, "rtsp://door")["drops"]
+    assert shown == {"decode_error": 4, "timestamp": 1, "queue_full": 7}
 
 
 def test_a_stream_shows_its_counters_while_it_runs_and_its_end(tmp_path, monkeypatch) -> None:
