@@ -105,7 +105,9 @@ def test_a_reader_sums_up_what_its_program_printed(tmp_path: Path) -> None:
     lines = ["100.0, 30, 1000, 0x4", "rubbish", "200.0, 50, 3000, 0x0", "300.0, 40, 2000, 0x0"]
     reader = LineReader("nvml", mock_program(tmp_path, lines))
     reader.start()
-    time.sleep(0.5)
+    deadline = time.monotonic() + 10
+    while len(reader._samples) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
     reading = reader.stop()
     assert reading is not None
     assert (reading.samples, reading.mean_w, reading.max_w) == (3, 200.0, 300.0)
