@@ -20,7 +20,7 @@ from runtime.errors import MediaError
 from runtime.media import Chunk, ClockReport, MediaInfo
 
 FIRST_PAUSE_S = 0.25
-MAX_PAUSE_S = 2.0  # with the time that connecting takes, a source is back within 5 s of its return
+MAX_PAUSE_S = 1.0  # and a window and a key picture more: verdicts are back within 5 s
 Notice = Callable[[str], None]
 Handle = TypeVar("Handle")
 
