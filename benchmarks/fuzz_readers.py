@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -58,12 +59,14 @@ def command(reader: str) -> list[str]:
 
 def fuzz(reader: str, seconds: int, seed: int, keep: Path) -> Outcome:
     """Raises :class:`FuzzError` where the process ended in no way that libFuzzer announces."""
+    # The kernel counts the highest memory of whoever starts a process as that of the process, too.
+    inherited_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     with tempfile.TemporaryDirectory(prefix="msct-fuzz-") as corpus:
         done = subprocess.run(
             [*command(reader), corpus,
              f"-max_total_time={seconds}", f"-seed={seed}", f"-timeout={INPUT_S}",
-             f"-rss_limit_mb={MEMORY_MB}", f"-max_len={INPUT_BYTES}", "-print_final_stats=1",
-             f"-artifact_prefix={keep}/{reader}-"],
+             f"-rss_limit_mb={MEMORY_MB + inherited_mb}", f"-max_len={INPUT_BYTES}",
+             "-print_final_stats=1", f"-artifact_prefix={keep}/{reader}-"],
             cwd=ROOT, capture_output=True, text=True, errors="replace", check=False,
         )  # fmt: skip
         kept = len(list(Path(corpus).iterdir()))

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A file that is decoded in a process of its own, with limits on its memory and on its time.
 
-The same chunks as :class:`runtime.media.file.FileSource`, bit by bit, with one difference: a file
+The same pictures and sound as :class:`runtime.media.file.FileSource`, bit by bit (which of the two
+comes first depends on when FFmpeg's threads are ready, in either), with one difference: a file
 that makes FFmpeg crash, hang or ask for all there is ends as a :class:`MediaError` of one line, and
 the program, with its other streams, goes on.  It takes about 0.3 s and 60 MB more, and on a machine
 with a second core decoding costs the judge nothing.
