@@ -33,6 +33,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def write_loop(source: Path, target: Path, *, seconds: float, width: int, height
         audio = container.add_stream("aac", rate=SOUND_RATE_HZ, layout="stereo", options=fast)
         samples: list[NDArray[np.float32]] = []
         packets: list[Any] = []  # one a picture
-        for number, item in enumerate(pictures_and_sound(source, samples)):
+        for number, item in enumerate(islice(pictures_and_sound(source, samples), wanted)):
             picture = av.VideoFrame.from_ndarray(fit(item, width, height), format="rgb24")
             picture.pts, picture.time_base = number, Fraction(1, FPS)
             packets += video.encode(picture)

@@ -253,13 +253,16 @@ def test_close_from_another_thread_ends_a_read_that_hangs(tmp_path: Path) -> Non
         assert not feed._thread.is_alive()
 
 
-def test_close_during_an_outage_is_quick(tmp_path: Path) -> None:
+def test_close_during_an_outage_is_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.media.live.FIRST_PAUSE_S", 60.0)
     with http_server([Response(ts(tmp_path))]) as url, NetworkSource(url) as source:
         with Feed(source) as feed:
             while source.outages == 0:
                 feed.get(0.05)
             start = time.monotonic()
         assert time.monotonic() - start < 5
+        feed._thread.join(20)
+        assert not feed._thread.is_alive()  # it does not wait for the next try
 
 
 # HLS
