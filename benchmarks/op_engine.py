@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import op_onnx
 from benchmarks.op_cases import ATTENTION, Case
 from runtime import native
-from runtime.backends.manifest import FLAVOURS
+from runtime.backends.manifest import FLAVOURS, MODULES
 from runtime.errors import DependencyError, UserError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def in_tensorrt(
     """The op in an engine: through our plugin, or in standard layers alone."""
     import torch
 
-    from export.choice import MODULES, Target, installed
+    from export.choice import Target, installed
 
     flavour = next(filter(installed, FLAVOURS), None)
     if flavour is None:

@@ -32,13 +32,13 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from export import engines, options, pair
 from export.builder import DEFAULT_MAX_BATCH
-from export.choice import ONNX, TITLES, Choice, choose, target
+from export.choice import ONNX, Choice, choose, target
 from export.manifest import check_writable, file_facts, staged_folder, write_manifest
 from export.pair import PAIR, Probes, Step
 from export.parity import summary
 from runtime import native
 from runtime.backends.base import OP_DOMAIN
-from runtime.backends.manifest import ENGINE_FILES
+from runtime.backends.manifest import ENGINE_FILES, TITLES
 from runtime.backends.onnx_file import read_onnx
 from runtime.errors import EXIT_ERROR, EXIT_OK, UsageError, UserError
 from runtime.files import write_json

@@ -30,9 +30,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from export.choice import MODULES, TITLES, Target
+from export.choice import Target
 from runtime.backends.base import OP_DOMAIN, OP_VERSION
-from runtime.backends.manifest import TENSORRT, TENSORRT_RTX, Profile
+from runtime.backends.manifest import MODULES, TENSORRT, TENSORRT_RTX, TITLES, Profile
 from runtime.errors import DependencyError, ModelError, UsageError, UserError
 from runtime.samples import cache_dir
 from runtime.spec import PairSpec

@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from runtime.backends import cuda
-from runtime.backends.manifest import FLAVOURS, TENSORRT, TENSORRT_RTX
+from runtime.backends.manifest import FLAVOURS, MODULES, TENSORRT, TENSORRT_RTX, TITLES
 from runtime.errors import DependencyError, UsageError
 
 ONNX = "onnx"
 BACKENDS = ("auto", ONNX, TENSORRT, TENSORRT_RTX)
-TITLES = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT-RTX"}
-MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
 
 # What TensorRT-RTX can build for by name, without that GPU.
 RTX_TARGETS = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")

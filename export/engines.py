@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from export import builder, pair
-from export.choice import TITLES, Choice, Target
+from export.choice import Choice, Target
 from export.pair import PAIR, Probes, Source, Step
 from export.parity import LOGIT_LIMIT_ENGINE_FP32, Parity
 from runtime.backends import cuda
 from runtime.backends.base import OP_DOMAIN
-from runtime.backends.manifest import ENGINE_FILES, EngineFacts, PluginFacts, this_platform
+from runtime.backends.manifest import ENGINE_FILES, TITLES, EngineFacts, PluginFacts, this_platform
 from runtime.backends.onnx_file import read_onnx
 from runtime.errors import DependencyError
 from runtime.spec import PairSpec

@@ -39,15 +39,13 @@ from runtime.backends.base import (
     Phases,
 )
 from runtime.backends.kernel_cache import KernelCache
-from runtime.backends.manifest import REBUILD, TENSORRT_RTX, EngineFacts
+from runtime.backends.manifest import MODULES, REBUILD, TENSORRT_RTX, TITLES, EngineFacts
 from runtime.errors import DependencyError, ModelError
 from runtime.spec import PairSpec
 
 MAX_SHAPES = 16  # contexts and graphs kept for each engine
 PLUGINS = ("MultiScaleKeyConv", "DifferentialCrossAttention")
-TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 ON_CPU = "run the pair beside it in ONNX Runtime with --backend onnx"
-_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _NO_DRIVER = re.compile(
     r"cudaError (?:35|100)\b|CUDA initialization failure|driver version is insuf"
 )
@@ -418,7 +416,7 @@ class _Plan(cuda.Held):
 def import_tensorrt(flavour: str) -> Any:
     """The library of ``flavour``; raises :class:`DependencyError` that names the extra."""
     try:
-        return importlib.import_module(_MODULES[flavour])
+        return importlib.import_module(MODULES[flavour])
     except ImportError as err:
         jetson = " (on a Jetson: apt install python3-libnvinfer)" if flavour == "tensorrt" else ""
         raise DependencyError(

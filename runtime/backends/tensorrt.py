@@ -24,7 +24,6 @@ from runtime.backends import cuda
 from runtime.backends.base import FusionOutput, Phases, check_frames, check_tokens
 from runtime.backends.engine import (
     ON_CPU,
-    TITLES,
     Engine,
     EngineRuntime,
     import_tensorrt,
@@ -35,6 +34,7 @@ from runtime.backends.manifest import (
     ENGINE_FILES,
     MANIFEST_FILE,
     REBUILD,
+    TITLES,
     EngineFacts,
     checked_bytes,
     engine_facts,
