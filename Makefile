@@ -29,7 +29,7 @@ NATIVE := cmake -S . -DMSCT_CUDA=ON -DMSCT_BINDINGS=OFF -DMSCT_PLUGINS=ON -DPyth
 RTX := $(if $(NVCC),$(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench bench-ops train-demo native native-all native-aarch64 clean
+.PHONY: help demo test test-all lint site bench bench-ops train-demo native native-all native-aarch64 clean
 
 help:
 	@echo 'make demo        stream a real clip, print the verdicts, write demo/*.jsonl'
@@ -44,6 +44,7 @@ help:
 	@echo '                 ARCHS="87" to choose, default "80;87;110"'
 	@echo 'make native-all  the same for every architecture, with times, into benchmarks/results'
 	@echo 'make native-aarch64  the same for Jetson and Grace, on x86-64 (needs g++-aarch64-linux-gnu)'
+	@echo 'make site        the pages of docs/ as a site, into build/site'
 	@echo 'make clean       remove the environment and what the commands wrote'
 
 demo: $(VENV)/.demo
@@ -56,6 +57,9 @@ test: $(VENV)/.dev
 test-all: $(VENV)/.dev
 	$(PYTEST) $(PYTEST_ARGS)
 
+site: $(VENV)/.dev
+	$(PY) -m mkdocs build -q -f docs/mkdocs.yml
+
 lint: $(VENV)/.dev
 	$(PY) -m ruff check .
 	$(PY) -m mypy
@@ -64,7 +68,7 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(PY) -m benchmarks.stream --output bench/stream.json
 	$(PY) -m benchmarks.latency --output bench/latency
-	$(PY) -m pytest benchmarks/test_ops_speed.py --benchmark-max-time=0.5 --benchmark-columns=median,iqr,rounds \
+	$(PY) -m pytest benchmarks/ops/test_speed.py --benchmark-max-time=0.5 --benchmark-columns=median,iqr,rounds \
 	  --benchmark-json=bench/ops-speed.json || [ $$? = 5 ]
 
 bench-ops:
@@ -75,7 +79,7 @@ native: $(VENV)/.headers
 	cmake --build build/native --parallel $(JOBS)
 
 native-all: $(VENV)/.demo $(VENV)/.headers
-	$(PY) -m benchmarks.native_build --architectures '$(ARCHS_ALL)' --output benchmarks/results/native-all.json
+	$(PY) -m benchmarks.ops.native_build --architectures '$(ARCHS_ALL)' --output benchmarks/results/native-all.json
 
 native-aarch64: $(VENV)/.headers build/cuda-aarch64/.made
 	$(NATIVE) -B build/native-aarch64 '-DMSCT_CUDA_ARCHITECTURES=$(if $(filter file,$(origin ARCHS)),87;110,$(ARCHS))' \
@@ -87,7 +91,7 @@ train-demo: $(VENV)/.dev
 	rm -rf runs/demo
 	$(PY) -m trainer.fit --output runs/demo
 	$(PY) -m export.build_engine --checkpoint runs/demo/checkpoint.safetensors --backend onnx --output runs/demo/onnx
-	$(PY) -m runtime.stream --source "$$($(PY) -m runtime.samples)" --model runs/demo/onnx || [ $$? = 3 ]
+	$(PY) -m runtime.stream --source "$$($(PY) -m runtime.demo.sample)" --model runs/demo/onnx || [ $$? = 3 ]
 
 clean:
 	rm -rf $(VENV) build demo bench runs engines .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -12,6 +12,11 @@ Exit codes: 0 nothing has grown worse, 1 something has, or an operational error;
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from runtime.interrupt import install
+
+    install()
+
 import argparse
 import json
 import math
@@ -21,9 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.latency_report import columns
+from benchmarks.environment import columns
 from runtime.command import guarded
 from runtime.errors import EXIT_ERROR, EXIT_OK, UsageError
+from runtime.interrupt import leave
 
 COMPARED_PERCENTILES = ("p50", "p99")
 SAME = (  # what must be equal for a comparison to mean anything
@@ -136,10 +142,10 @@ def report(rows: Sequence[Row], tolerance: float) -> str:
 
 def read(path: Path) -> dict[str, Any]:
     """Raises :class:`UsageError` for a file that is no such result."""
-    from benchmarks.latency import SCHEMA_VERSION, SchemaError, check
+    from benchmarks.latency.schema import SCHEMA_VERSION, SchemaError, check
 
     try:
-        result: Any = json.loads(path.read_text(encoding="utf-8"))
+        result: Any = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as err:
         raise UsageError(f"cannot read {path} ({err.strerror})") from err
     except ValueError as err:
@@ -210,4 +216,4 @@ def _run(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a figure needs beside it to mean anything: machine, versions, commit."""
+"""What a figure needs beside it to mean anything: machine, versions, commit; and a table."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,19 @@ def memory_field_mb(name: str, pid: int | None = None) -> float:
     raise OSError(f"{status} has no {name}")
 
 
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of equal length as lines: the first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+
+
 def _git(*arguments: str) -> str:
-    done = subprocess.run(
-        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=10, check=True
-    )
+    command = ["git", "--no-optional-locks", *arguments]  # which leave the index as it is
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=10, check=True)
     return done.stdout.strip()

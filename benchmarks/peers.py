@@ -13,17 +13,21 @@ to round, so that all see the same machine; a ratio is the median of the rounds'
 bootstrap interval.  Decoding, faces and sound are the same for all and not part of it.  The four
 must agree: p_fake within :data:`MAX_DIFFERENCE`.
 
-The weights are the pair's, put back into the network by :mod:`trainer.from_pair`; or those of
+The weights are the pair's, put back into the network by :mod:`trainer.loop.from_pair`; or those of
 ``--checkpoint``; or with ``--preset`` random, whose arithmetic takes as long.  Needs torch and the
 extra ``export``.
 """
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from runtime.interrupt import install
+
+    install()
+
 import argparse
 import itertools
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,15 +36,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.distribution import bootstrap_median, distribution
-from benchmarks.environment import describe
-from benchmarks.latency_report import columns
-from benchmarks.stream import parse_seconds
+from benchmarks.environment import columns, describe
+from benchmarks.latency.distribution import bootstrap_median, distribution
+from benchmarks.looped import parse_seconds
+from runtime import leftovers
 from runtime.command import guarded, positive_int
-from runtime.decision import fake_minus_real, sigmoid
-from runtime.errors import EXIT_ERROR, EXIT_OK, DependencyError, UsageError
+from runtime.errors import EXIT_ERROR, EXIT_OK, UsageError
 from runtime.files import write_json
-from runtime.models import DEFAULT_PRESET, PRESETS, model_dir
+from runtime.interrupt import check, leave
+from runtime.logits import fake_minus_real, sigmoid
+from runtime.models import DEFAULT_PRESET, PRESETS, model_dir, model_files
+from runtime.optional import optional
+from runtime.overwrites import refuse_overwrites
 
 if TYPE_CHECKING:
     from export.parity import Window
@@ -99,7 +106,7 @@ class Ways:
             return p_fake(out.logits_av[0].numpy())
 
     def whole(self, i: int) -> float:
-        from runtime.session import score_window
+        from runtime.flow.session import score_window
 
         window = self.windows[i]
         return p_fake(score_window(self._backend, window.frames, window.audio).logits_av[0])
@@ -113,7 +120,7 @@ class Ways:
 
 def p_fake(logits: Float32) -> float:
     """A pair of logits [2], without calibration: it is the same for all."""
-    return sigmoid(fake_minus_real(logits))
+    return float(sigmoid(fake_minus_real(logits)))
 
 
 def in_turns(
@@ -135,6 +142,7 @@ def in_turns(
         turn = done % len(names)
         scores = {}
         for name in names[turn:] + names[:turn]:
+            check()
             before = time.perf_counter()
             scores[name] = ways[name](window)
             spent_ms = (time.perf_counter() - before) * 1000
@@ -275,19 +283,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     if options.preset is not None and (options.checkpoint or options.model):
         raise UsageError("--preset is for random weights; a checkpoint or a pair knows its own")
-    try:
+    refuse_overwrites(
+        [options.output and ("--output", options.output)],
+        [options.source, options.checkpoint, *model_files(options.model)],
+    )
+    with optional("for the comparison", extra="train,export"):
         from export.graphs import export_pair, from_checkpoint, untrained
-    except ModuleNotFoundError as err:
-        raise DependencyError(
-            f"{err.name} is not installed: the comparison needs torch (extra train) and the extra "
-            "export"
-        ) from err
     from export.parity import real_windows
     from runtime.backends.onnx import OnnxBackend, read_pair
     from trainer.config import preset
-    from trainer.from_pair import load_pair
+    from trainer.loop.from_pair import load_pair
 
-    with tempfile.TemporaryDirectory(prefix="msct-peers-") as folder:
+    with leftovers.folder("msct-peers-") as folder:
         if options.checkpoint is None and options.preset is None:
             pair = model_dir(options.model or DEFAULT_PRESET)
             spec, _ = read_pair(pair)
@@ -307,7 +314,7 @@ def _run(options: argparse.Namespace) -> int:
                 export_pair(*made, pair)
         with OnnxBackend(pair, threads=options.threads) as backend:
             if options.source is None:
-                from runtime.samples import sample_clip
+                from runtime.demo.sample import sample_clip
 
                 options.source = sample_clip()
             hop = backend.spec.stream.hop_tokens
@@ -357,4 +364,4 @@ def check_pair(model: MSCT, spec: PairSpec, found: PairSpec, folder: Path) -> No
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -16,9 +16,13 @@ they are.  Reported for the others, each share with its 95 % interval (Clopper-P
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from runtime.interrupt import install
+
+    install()
+
 import argparse
 import random
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,17 +31,27 @@ from typing import Any
 import numpy as np
 
 from benchmarks.environment import describe
-from runtime import conformal
 from runtime.backends import Backend, load_backend
+from runtime.calibrate import conformal
+from runtime.calibrate.around import SourceAround
+from runtime.calibrate.estimate import (
+    FALSE_ALARM_RATE,
+    Recording,
+    Tally,
+    estimate,
+    estimate_offset,
+    tally,
+)
 from runtime.command import guarded
 from runtime.errors import UsageError
-from runtime.estimate import Goals, Recording, Tally, estimate, estimate_offset, tally
 from runtime.files import write_json
+from runtime.flow.driver import run
+from runtime.interrupt import check, leave
 from runtime.media import AudioChunk, Chunk, Samples, Source, VideoChunk
-from runtime.media.around import SourceAround
 from runtime.media.file import FileSource
 from runtime.media.open import expand_sources
-from runtime.pipeline import run
+from runtime.models import model_files
+from runtime.overwrites import refuse_overwrites
 from runtime.spec import StreamSpec
 
 
@@ -56,6 +70,7 @@ class Elsewhere(SourceAround):
         heard = self._hear(np.concatenate(pieces)) if pieces else np.zeros(0, np.float32)
         at = 0
         for chunk in chunks:
+            check()
             if isinstance(chunk, VideoChunk):
                 yield chunk
                 continue
@@ -88,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--snr-db", type=float, default=None)
     p.add_argument("--below-hz", type=float, default=None)
     p.add_argument("--model", default=None)
-    p.add_argument("--false-alarm-rate", type=float, default=Goals().false_alarm_rate)
+    p.add_argument("--false-alarm-rate", type=float, default=FALSE_ALARM_RATE)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--output", type=Path, default=None)
     return p
@@ -96,6 +111,9 @@ def parser() -> argparse.ArgumentParser:
 
 def run_command(options: argparse.Namespace) -> int:
     files = expand_sources([options.clips])
+    refuse_overwrites(
+        [options.output and ("--output", options.output)], [*files, *model_files(options.model)]
+    )
     random.Random(options.seed).shuffle(files)
     n = options.clips_each
     if len(files) < 2 * n:
@@ -134,8 +152,7 @@ def measure(
     offset = estimate_offset(footage, spec, stream)
     at_site = replace(stream, av_offset_tokens=offset.tokens)
     footage = footage if at_site == stream else listen(own, at_site)
-    goals = Goals(false_alarm_rate=options.false_alarm_rate)
-    site = estimate(footage, backend, at_site, goals, offset, "file")
+    site = estimate(footage, backend, at_site, options.false_alarm_rate, offset, "file")
     new = listen(others, stream)
     before = tally(new, backend, spec, stream)
     new = new if at_site == stream else listen(others, at_site)
@@ -166,7 +183,6 @@ def report(result: dict[str, Any]) -> str:
     site = result["site"]
     lines = [
         f"threshold {site['threshold']['replaces']:.4f} -> {site['threshold']['threshold']:.4f}, "
-        f"domain bound {site['domain']['replaces']:.3f} -> {site['domain']['min_clarity']:.3f}, "
         f"A/V offset {site['offset']['ms']:+.0f} ms",
         f"{'other clips':12} {'windows judged':>16} {'false alarms':>26} {'moved sound found':>26}",
     ]
@@ -184,4 +200,4 @@ def report(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

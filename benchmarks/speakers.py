@@ -4,8 +4,8 @@
     python -m benchmarks.speakers --clips FOLDER [--output J.json]
 
 FOLDER holds one clip a person.  For every ordered pair (who speaks, who is beside) both faces get
-the speaker's sound and :func:`runtime.speaker.find_speaker` decides, window by window, with the
-model, offsets and rules of a session.  Four settings, from everyday to hard:
+the speaker's sound and :func:`runtime.judging.speaker.find_speaker` decides, window by window, with
+the model, offsets and rules of a session.  Four settings, from everyday to hard:
 
 - ``listener``: the other one's mouth is as still as in the first 0.36 s of the clip, to and fro;
 - ``both talk``: the other one says a sentence of their own;
@@ -13,10 +13,15 @@ model, offsets and rules of a session.  Four settings, from everyday to hard:
   no lips fit; right is then the one who moves (``listener``), or nobody (``both talk``).
 
 Each clip is decoded and its crops are encoded once; that two faces in one picture are followed and
-judged so is what ``tests/runtime/test_speaker.py`` holds.
+judged so is what ``tests/runtime/judging/test_speaker.py`` holds.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    from runtime.interrupt import install
+
+    install()
 
 import argparse
 import itertools
@@ -30,15 +35,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.environment import describe
-from runtime.alignment import lag_curve
-from runtime.audio import AudioTokens, tokenize
 from runtime.backends import Backend, load_backend
 from runtime.command import guarded
-from runtime.decision import OffsetTracker
 from runtime.errors import UsageError
 from runtime.files import write_json
-from runtime.models import DEFAULT_PRESET
-from runtime.speaker import Candidate, find_speaker, mouth, mouth_motion
+from runtime.interrupt import check, leave
+from runtime.judging.offset import OffsetTracker, lag_curve
+from runtime.judging.speaker import Candidate, find_speaker, mouth, mouth_motion
+from runtime.media.local_files import is_media
+from runtime.media.open import MEDIA_SUFFIXES
+from runtime.models import DEFAULT_PRESET, model_files
+from runtime.overwrites import refuse_overwrites
+from runtime.sound.tokens import AudioTokens, tokenize
 
 STILL_FRAMES = 9  # of a clip's start, before anything is said
 
@@ -51,7 +59,7 @@ class Person:
 
 def load(path: Path, backend: Backend) -> tuple[NDArray[np.uint8], AudioTokens]:
     """The aligned crops [n, S, S, 3] of a clip's one face, and its sound."""
-    from runtime.faces import FaceTracker
+    from runtime.faces.tracker import FaceTracker
     from runtime.media import VideoChunk
     from runtime.media.file import FileSource
 
@@ -59,6 +67,7 @@ def load(path: Path, backend: Backend) -> tuple[NDArray[np.uint8], AudioTokens]:
     token = 0
     with FileSource(path, sample_rate_hz=backend.spec.audio.sample_rate_hz) as source:
         for chunk in source:
+            check()
             if isinstance(chunk, VideoChunk):
                 faces = tracker.update(chunk.frame, token)
                 token += 1
@@ -109,7 +118,7 @@ def decide(people: Sequence[Person], sound: AudioTokens, backend: Backend) -> li
 
 def measure(folder: Path, backend: Backend) -> dict[str, Any]:
     """Counts for each setting; JSON-ready."""
-    paths = sorted(p for p in folder.iterdir() if p.is_file())
+    paths = sorted(p for p in folder.iterdir() if is_media(p, MEDIA_SUFFIXES))
     if len(paths) < 3:
         raise UsageError(f"{folder}: at least three clips of one person each are needed")
     loaded = [load(path, backend) for path in paths]
@@ -118,6 +127,7 @@ def measure(folder: Path, backend: Backend) -> dict[str, Any]:
     sounds = [sound for _, sound in loaded]
     settings: dict[str, dict[str, int]] = {}
     for a, b in itertools.permutations(range(len(paths)), 2):
+        check()
         third = next(i for i in range(len(paths)) if i not in (a, b))
         for name, other, sound, right in (
             ("listener", listening[b], sounds[a], 0),
@@ -147,6 +157,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     if not options.clips.is_dir():
         raise UsageError(f"{options.clips}: no such folder")
+    refuse_overwrites(
+        [options.output and ("--output", options.output)],
+        [*options.clips.iterdir(), *model_files(options.model)],
+    )
     with load_backend(options.model) as backend:
         result = measure(options.clips, backend)
         model_id = backend.spec.model_id
@@ -165,4 +179,4 @@ def _run(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

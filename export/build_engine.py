@@ -12,10 +12,15 @@ the manifest with a hash of each.  Nothing is written unless everything went wel
 pair in ONNX Runtime included.  The engines are checked where they can run; where they cannot,
 output, report and manifest say so.
 
-Exit codes: 0 done, 1 operational error, 2 usage (:mod:`runtime.errors`).
+Exit codes: 0 done, 1 operational error, 2 usage, 130 interrupted (:mod:`runtime.errors`).
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    from runtime.interrupt import install
+
+    install()
 
 import argparse
 import contextlib
@@ -36,12 +41,15 @@ from export.choice import ONNX, Choice, choose, target
 from export.manifest import check_writable, file_facts, staged_folder, write_manifest
 from export.pair import PAIR, Probes, Step
 from export.parity import summary
-from runtime import native
+from runtime.backends import native
 from runtime.backends.base import OP_DOMAIN
-from runtime.backends.manifest import ENGINE_FILES, TITLES
+from runtime.backends.manifest import ENGINE_FILES, MANIFEST_FILE, TITLES
 from runtime.backends.onnx_file import read_onnx
-from runtime.errors import EXIT_ERROR, EXIT_OK, UsageError, UserError
+from runtime.errors import EXIT_INTERRUPTED, EXIT_OK, UserError
 from runtime.files import write_json
+from runtime.interrupt import check, leave
+from runtime.naming import plain
+from runtime.overwrites import refuse_overwrites
 from runtime.spec import PairSpec
 
 
@@ -53,11 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             report = build(args, step)
         _tell(report)
     except UserError as err:
-        print(f"error: {err}", file=sys.stderr)
+        print(f"error: {plain(str(err))}", file=sys.stderr)
         return err.exit_code
     except KeyboardInterrupt:
         print("error: interrupted; nothing was written", file=sys.stderr)
-        return EXIT_ERROR
+        return EXIT_INTERRUPTED
     return EXIT_OK
 
 
@@ -66,8 +74,6 @@ def build(args: argparse.Namespace, step: Step) -> dict[str, Any]:
     started = time.perf_counter()
     choice = choose(args.backend)
     options.check(args, choice)
-    if args.report is not None:
-        check_writable(args.report)
     library = _plugin_library(args, choice)
     with pair.open_source(
         preset=args.preset,
@@ -79,8 +85,9 @@ def build(args: argparse.Namespace, step: Step) -> dict[str, Any]:
         plan = _plan(args, choice, library, source.spec)
         typed = options.half(args, source.spec) and source.spec.precision.startswith("fp32")
         output = options.output(args, source.spec, choice.backend)
-        if output.resolve() == source.folder.resolve():
-            raise UsageError(f"--output {output} is where the pair comes from; give another folder")
+        _refuse_overwrites(args, output, source.folder, library)
+        if args.report is not None:
+            check_writable(args.report)
         clips = pair.calibration(args.calibration, source.spec, step) if args.int8 else None
         if clips is not None:
             probes = Probes(held_out=[*clips.check, *probes.real])
@@ -128,6 +135,22 @@ def build(args: argparse.Namespace, step: Step) -> dict[str, Any]:
     if args.report is not None:
         write_json(args.report, report)
     return report
+
+
+def _refuse_overwrites(
+    args: argparse.Namespace, output: Path, pair_folder: Path, library: Path | None
+) -> None:
+    """The pair may lie in ``--output`` under any spelling; so may a clip, or a report."""
+    clips = pair.calibration_clips(args.calibration) if args.int8 else []
+    made = (*PAIR, *ENGINE_FILES, MANIFEST_FILE)
+    refuse_overwrites(
+        [
+            *(("--output", output / name) for name in made),
+            None if args.report is None else ("--report", args.report),
+            None if args.timing_cache is None else ("--timing-cache", args.timing_cache),
+        ],
+        [*pair_folder.iterdir(), args.checkpoint, args.parity_clip, library, *clips],
+    )
 
 
 def _plugin_library(args: argparse.Namespace, choice: Choice) -> Path | None:
@@ -181,7 +204,12 @@ def _progress(quiet: bool) -> Iterator[Step]:
     off = quiet or not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=off) as progress:
         task = progress.add_task("start", total=None)
-        yield lambda what: progress.update(task, description=what)
+
+        def step(what: str) -> None:
+            check()
+            progress.update(task, description=what)
+
+        yield step
 
 
 def _tell(report: dict[str, Any]) -> None:
@@ -205,10 +233,10 @@ def _tell(report: dict[str, Any]) -> None:
         f"  parity: logits within {parity['max_logit_difference']:.2g}, probabilities within "
         f"{parity['max_probability_difference']:.2g}"
     )
-    for check in parity["checks"]:
-        real = f" and {check['real_windows']} real windows" if check["real_windows"] else ""
-        random = check["probes"] - check["real_windows"]
-        print(f"    {check['form']} against {check['against']}: {random} random probes{real}")
+    for each in parity["checks"]:
+        real = f" and {each['real_windows']} real windows" if each["real_windows"] else ""
+        random = each["probes"] - each["real_windows"]
+        print(f"    {each['form']} against {each['against']}: {random} random probes{real}")
     if engine is not None and parity["engine"] != "compared":
         print(f"  {parity['engine']}")
     if not report["trained"]:
@@ -216,4 +244,4 @@ def _tell(report: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

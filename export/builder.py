@@ -20,27 +20,29 @@ import os
 import re
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from export.choice import Target
+from runtime import interrupt, leftovers
 from runtime.backends.base import OP_DOMAIN, OP_VERSION
 from runtime.backends.manifest import MODULES, TENSORRT, TENSORRT_RTX, TITLES, Profile
 from runtime.errors import DependencyError, ModelError, UsageError, UserError
-from runtime.samples import cache_dir
+from runtime.files import cache_dir
 from runtime.spec import PairSpec
 
 MAX_WINDOW_TOKENS = 511  # our kernels take 512 positions, one of them the class token
 DEFAULT_MAX_BATCH = 4  # the faces that a stream judges at a time (FaceSpec.max_faces)
 WORKSPACE_BYTES = 1 << 30  # for TensorRT's kernels: these graphs need less, a Jetson has little
 _PLACE = re.compile(r"\bIn \S+ at [^\s()]+")  # where in TensorRT's own source
+POLL_S = 0.1  # how soon a signal is seen
 Step = Callable[[str], None]
 
 
@@ -112,14 +114,18 @@ def build(request: Request, step: Step) -> Built:
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    with tempfile.TemporaryDirectory(prefix="msct-build-") as scratch:
-        (Path(scratch) / "stderr").touch()
+    with leftovers.folder("msct-build-") as scratch:
+        (scratch / "stderr").touch()
         # not fork: a copy of this process would share its threads' locks and, worse, CUDA
-        process = context.Process(target=_child, args=(theirs, request, Path(scratch)), daemon=True)
-        process.start()
+        process = context.Process(target=_child, args=(theirs, request, scratch), daemon=True)
+        resource_tracker.ensure_running()  # it opens this thread to signals when it is started
+        with interrupt.shielded():
+            process.start()
         theirs.close()
         try:
             while True:
+                while not ours.poll(POLL_S):
+                    interrupt.check()
                 kind, value = ours.recv()
                 if kind == "step":
                     step(value)
@@ -132,7 +138,7 @@ def build(request: Request, step: Step) -> Built:
                     raise RuntimeError(f"in the building process:\n{value}")
         except EOFError:
             process.join()
-            raise _died(request.flavour, process.exitcode, Path(scratch)) from None
+            raise _died(request.flavour, process.exitcode, scratch) from None
         finally:
             process.kill()
             process.join()
@@ -153,7 +159,7 @@ def _died(flavour: str, code: int | None, scratch: Path) -> ModelError:
 
 
 def _child(pipe: Connection, request: Request, scratch: Path) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    interrupt.install_in_worker()
     with (scratch / "stderr").open("w") as file:
         os.dup2(file.fileno(), 2)  # what the libraries print; the parent quotes it if they die
     lock = threading.Lock()  # builders report from several threads
@@ -344,9 +350,8 @@ def _write(path: Path, content: Any) -> None:
     """Whole or not at all: another build may read it."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as part:
-            part.write(content)
-        Path(part.name).replace(path)
+        with leftovers.part_of(path) as part:
+            part.write_bytes(content)
     except OSError as err:
         raise UserError(
             f"cannot write timing cache {path} ({err.strerror}); give another with --timing-cache"

@@ -16,7 +16,7 @@ from runtime.backends import cuda
 from runtime.backends.base import OP_DOMAIN
 from runtime.backends.manifest import ENGINE_FILES, TITLES, EngineFacts, PluginFacts, this_platform
 from runtime.backends.onnx_file import read_onnx
-from runtime.errors import DependencyError
+from runtime.optional import optional
 from runtime.spec import PairSpec
 
 COMPARED = "compared"
@@ -101,14 +101,10 @@ def _plugin_graph(path: Path) -> tuple[Path, dict[str, int]]:
     """The file to parse for plugins, written beside ``path`` where it differs; nodes by op."""
     if not read_onnx(path.read_bytes()).node_domains[OP_DOMAIN]:
         return path, {}
-    try:
+    with optional("for engines with plugins"):
         import onnx
 
         from export.plugin_graph import custom_ops, with_plugins
-    except ImportError as err:
-        raise DependencyError(
-            f"engines with plugins need onnx ({err}); pip install '.[export]'"
-        ) from err
     model = with_plugins(onnx.load_from_string(path.read_bytes()))
     parsed = path.with_suffix(".plugins.onnx")
     parsed.write_bytes(model.SerializeToString(deterministic=True))

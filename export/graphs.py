@@ -2,12 +2,14 @@
 """The trained network -> the two ONNX files.  The only module of this package that needs torch.
 
 ``frame_encoder.onnx``: frames uint8 [N, H, W, 3] -> visual [N, C]; its first node is Cast, since
-TensorRT-RTX takes uint8 nowhere else.  ``fusion.onnx``: visual [B, T, C], audio [B, T, A] -> the
-seven outputs.  N, B and T are dynamic.  Each custom op is one node of domain ``msct`` with a
-model-local function body from :func:`trainer.ops.onnx_functions`, so the file runs in any ONNX
-runtime.  Both files carry the whole spec in their metadata and the same pair_id, a hash of
-weights and spec; equal weights give equal bytes, and nothing in them names the machine that made
-them.
+TensorRT-RTX takes uint8 nowhere else.  An encoder that follows the face gives ``geometry`` [N, G],
+``points`` [N, P, 2] and ``presence`` [N] besides.  ``fusion.onnx``: visual [B, T, C], audio
+[B, T, A] -> the seven outputs.  N, B and T are dynamic.
+
+Each custom op is one node of domain ``msct`` with a model-local function body from
+:func:`trainer.model.ops.onnx_functions`, so the file runs in any ONNX runtime.  Both files carry
+the whole spec in their metadata and the same pair_id, a hash of weights and spec; equal weights
+give equal bytes, and nothing in them names the machine that made them.
 """
 
 from __future__ import annotations
@@ -28,27 +30,25 @@ import torch
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 from torch import Tensor, nn
 
-import trainer.ops
+import trainer.model.ops
 from export import precision
 from export.manifest import staged_folder, write_manifest
 from export.parity import LOGIT_LIMIT_FP32, Parity, Window, compare, summary
 from runtime.backends.base import (
-    FRAME_ENCODER_FILE,
     FRAME_ENCODER_INPUTS,
-    FRAME_ENCODER_OUTPUTS,
-    FUSION_FILE,
     FUSION_INPUTS,
     FUSION_OUTPUTS,
     OP_DOMAIN,
     OP_VERSION,
+    encoder_outputs,
 )
 from runtime.backends.onnx import OnnxBackend
 from runtime.errors import ModelError
-from runtime.spec import FaceSpec, PairSpec
-from trainer.checkpoint import load_checkpoint
+from runtime.spec import FRAME_ENCODER_FILE, FUSION_FILE, FaceSpec, PairSpec
 from trainer.config import ModelConfig, preset
-from trainer.model.msct import MSCT
-from trainer.scoring import TorchPair
+from trainer.model.checkpoint import load_checkpoint
+from trainer.model.msct import MSCT, FrameEncoder
+from trainer.scoring.windows import TorchPair
 
 OPSET = 18  # every TensorRT from 10.0 on reads it
 IR_VERSION = 10
@@ -170,11 +170,12 @@ def frame_encoder_model(model: MSCT, spec: PairSpec) -> ModelProto:
     """The frame encoder as a checked ONNX model with metadata."""
     side = spec.face.crop_px
     frames = torch.zeros(3, side, side, 3, dtype=torch.uint8)
+    encoder = model.frame_encoder
     program = _export(
-        model.frame_encoder,
+        _Following(encoder) if spec.model.geometry_dim else encoder,
         (frames,),
         FRAME_ENCODER_INPUTS,
-        FRAME_ENCODER_OUTPUTS,
+        encoder_outputs(spec),
         ({0: torch.export.Dim("N", min=1)},),
     )
     first = program.graph.node[0]
@@ -195,6 +196,17 @@ def fusion_model(model: MSCT, spec: PairSpec) -> ModelProto:
         _Outputs(model.fusion), (visual, audio), FUSION_INPUTS, FUSION_OUTPUTS, (dims, dict(dims))
     )
     return _finish(program, spec)
+
+
+class _Following(nn.Module):
+    """A frame encoder with all that it says, as a plain tuple."""
+
+    def __init__(self, encoder: FrameEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.encoder.follow(frames))
 
 
 class _Outputs(nn.Module):
@@ -250,7 +262,7 @@ def _finish(model: ModelProto, spec: PairSpec) -> ModelProto:
     """Function bodies, metadata, no traces of the exporting machine; then ONNX's own checks."""
     _strip(model)
     used = {node.op_type for node in model.graph.node if node.domain == OP_DOMAIN}
-    bodies = [f for f in trainer.ops.onnx_functions(OPSET) if f.name in used]
+    bodies = [f for f in trainer.model.ops.onnx_functions(OPSET) if f.name in used]
     missing = used - {f.name for f in bodies}
     if missing:
         raise ModelError(f"no function body for the custom op {', '.join(sorted(missing))}")

@@ -12,12 +12,12 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from runtime import interrupt, leftovers
 from runtime.backends.manifest import MANIFEST_FILE, read_manifest
 from runtime.errors import ModelError, UserError
 from runtime.spec import PairSpec
@@ -39,16 +39,13 @@ def staged_folder(target: Path) -> Iterator[Path]:
         if target.exists() and not target.is_dir():
             raise UserError(f"cannot write to {target}: it is a file; give another --output folder")
         target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        with leftovers.folder(f".{target.name}-", target.parent) as staging:
+            yield staging
+            interrupt.check()
+            with leftovers.unbroken():
+                _publish(staging, target)
     except OSError as err:
         raise _unwritable(target, err) from err
-    try:
-        yield staging
-        _publish(staging, target)
-    except OSError as err:
-        raise _unwritable(target, err) from err
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _publish(staging: Path, target: Path) -> None:

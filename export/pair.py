@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,12 +20,14 @@ from export.parity import (
     compare,
     real_windows,
 )
-from runtime.backends.base import FRAME_ENCODER_FILE, FUSION_FILE
+from runtime import leftovers
 from runtime.backends.onnx import OnnxBackend, read_pair
-from runtime.errors import DependencyError, UsageError
+from runtime.errors import UsageError
+from runtime.media.local_files import media_files
 from runtime.media.open import MEDIA_SUFFIXES
 from runtime.models import PRESETS, model_dir, model_folder, shipped_presets
-from runtime.spec import PairSpec
+from runtime.optional import optional
+from runtime.spec import FRAME_ENCODER_FILE, FUSION_FILE, PairSpec
 
 PAIR = (FRAME_ENCODER_FILE, FUSION_FILE)
 _MORE_CLIPS = (
@@ -95,8 +96,8 @@ def open_source(
         model, spec = graphs.untrained(preset)
         origin = f"preset {preset}, random weights"
     probes = Probes(clip_windows(real, spec, step))
-    with tempfile.TemporaryDirectory(prefix="msct-export-") as scratch:
-        folder = Path(scratch) / "pair"
+    with leftovers.folder("msct-export-") as scratch:
+        folder = scratch / "pair"
         exported = graphs.export_pair(model, spec, folder, real=probes.real, progress=step)
         del model  # the files are all that is needed from here on
         yield Source(folder, origin, exported.spec, exported.parity), probes
@@ -104,14 +105,13 @@ def open_source(
 
 def _graphs() -> Any:
     """:mod:`export.graphs`, loaded only when weights have to become an ONNX pair."""
-    try:
+    shipped = ", ".join(shipped_presets()) or "none"
+    remedy = (
+        "pip install '.[cpu,train,export]', or start from an ONNX pair with --onnx DIR or a "
+        f"shipped preset ({shipped})"
+    )
+    with optional("to write graphs", remedy=remedy):
         import export.graphs
-    except ImportError as err:
-        raise DependencyError(
-            f"this needs torch and its exporter ({err}); pip install '.[cpu,train,export]', or "
-            f"start from an ONNX pair with --onnx DIR or a shipped preset "
-            f"({', '.join(shipped_presets()) or 'none'})"
-        ) from err
     return export.graphs
 
 
@@ -123,6 +123,16 @@ def clip_windows(clip: Path | None, spec: PairSpec, step: Step) -> list[Window]:
     return real_windows(clip, spec)
 
 
+def calibration_clips(paths: Sequence[Path]) -> list[Path]:
+    """Clips, and what is in folders of them, each once; :class:`UsageError` for what is not."""
+    clips: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise UsageError(f"no such file or folder: {path}")
+        clips += media_files(path, MEDIA_SUFFIXES) if path.is_dir() else [path]
+    return list(dict.fromkeys(clips))
+
+
 def calibration(paths: Sequence[Path], spec: PairSpec, step: Step) -> Calibration:
     """Read the clips of ``--calibration``; a part of them is kept apart for the check.
 
@@ -131,13 +141,7 @@ def calibration(paths: Sequence[Path], spec: PairSpec, step: Step) -> Calibratio
     """
     from export.quantize import check_windows, split_clips
 
-    clips: list[Path] = []
-    for path in paths:
-        if not path.exists():
-            raise UsageError(f"no such file or folder: {path}")
-        inside = path.rglob("*") if path.is_dir() else [path]
-        clips += sorted(p for p in inside if p == path or p.suffix.lower() in MEDIA_SUFFIXES)
-    clips = list(dict.fromkeys(clips))
+    clips = calibration_clips(paths)
     if len(clips) < 2:
         raise UsageError(
             f"--calibration gives {len(clips)} clips; at least two are needed, one of them for "
@@ -160,13 +164,10 @@ def write_pair(
         for name in PAIR:
             shutil.copyfile(source / name, target / name)
         return
-    try:
+    with optional(f"for {'--fp16' if half else '--int8'}"):
         import onnx
 
         from export import precision, quantize
-    except ImportError as err:
-        option = "--fp16" if half else "--int8"
-        raise DependencyError(f"{option} needs onnx ({err}); pip install '.[export]'") from err
     for name in PAIR:
         model = onnx.load_from_string((source / name).read_bytes())
         if clips is not None:

@@ -17,8 +17,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends.base import FUSION_OUTPUTS, FusionOutput
+from runtime import interrupt
+from runtime.backends.base import FUSION_OUTPUTS, FaceOutput, FusionOutput
 from runtime.errors import UserError
+from runtime.logits import sigmoid
 from runtime.spec import FAKE, PairSpec
 
 LOGIT_LIMIT_FP32 = 1e-4  # ONNX Runtime against torch
@@ -40,6 +42,8 @@ class Form(Protocol):
 
     def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]: ...
 
+    def follow(self, frames: NDArray[np.uint8]) -> FaceOutput: ...
+
     def fuse(self, visual: NDArray[np.float32], audio: NDArray[np.float32]) -> FusionOutput: ...
 
 
@@ -60,7 +64,7 @@ class Parity:
     real_windows: int = 0
     max_logit_difference: float = 0.0
     max_probability_difference: float = 0.0
-    max_difference: dict[str, float] = field(default_factory=dict)  # by output, with "features"
+    max_difference: dict[str, float] = field(default_factory=dict)  # by output; visual: "features"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -100,15 +104,14 @@ def compare(
     """
     result = Parity(*names)
     for frames, pick, audio in random_probes(spec, seed) if random else ():
-        ours, theirs = form.encode(frames), against.encode(frames)
-        _take(result, "features", ours, theirs)
+        ours, theirs = _encoder(result, form, against, spec, frames)
         _fusion(result, form, against, (ours[pick], theirs[pick]), audio)
         silent, unseen = np.zeros_like(audio), np.zeros_like(ours[pick])
         _fusion(result, form, against, (ours[pick], theirs[pick]), silent)  # no sound
         _fusion(result, form, against, (unseen, unseen), audio)  # no face
     for window in real:
-        ours, theirs = form.encode(window.frames), against.encode(window.frames)
-        _take(result, "features", ours, theirs)
+        interrupt.check()
+        ours, theirs = _encoder(result, form, against, spec, window.frames)
         _fusion(result, form, against, (ours[None], theirs[None]), window.audio[None])
         result.real_windows += 1
     return result
@@ -142,11 +145,11 @@ def real_windows(
     ``step`` is in tokens from one to the next; None: none overlap.
     Raises :class:`runtime.errors.UserError` if the clip cannot be read or holds no such window.
     """
-    from runtime.audio import AudioTokenizer
-    from runtime.faces import FaceTracker
+    from runtime.faces.tracker import FaceTracker
+    from runtime.grid import VideoGrid
     from runtime.media import AudioChunk
     from runtime.media.file import FileSource
-    from runtime.timeline import VideoGrid
+    from runtime.sound.tokens import AudioTokenizer
 
     length = spec.stream.window_tokens
     grid: VideoGrid[NDArray[np.uint8]] = VideoGrid(spec.audio.token_hz, spec.stream.max_gap_tokens)
@@ -155,6 +158,7 @@ def real_windows(
     tokens: list[NDArray[np.float32]] = []
     with FileSource(path, sample_rate_hz=spec.audio.sample_rate_hz) as source:
         for chunk in source:
+            interrupt.check()
             if isinstance(chunk, AudioChunk):
                 tokens.append(tokenizer.push(chunk.samples).tokens)
                 continue
@@ -186,6 +190,20 @@ def _smooth(noise: NDArray[np.uint8]) -> NDArray[np.uint8]:
     corner = noise[:, :4, :4].astype(np.float64)
     picture = np.einsum("hi,nijc,wj->nhwc", weights, corner, weights)
     return np.round(picture).astype(np.uint8)
+
+
+def _encoder(
+    result: Parity, form: Form, against: Form, spec: PairSpec, frames: NDArray[np.uint8]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The features of both; what the encoder says of the face besides is compared, too."""
+    if not spec.model.geometry_dim:
+        ours, theirs = form.encode(frames), against.encode(frames)
+        _take(result, "features", ours, theirs)
+        return ours, theirs
+    said, expected = form.follow(frames), against.follow(frames)
+    for name, a, b in zip(("features", *FaceOutput._fields[1:]), said, expected, strict=True):
+        _take(result, name, a, b)
+    return said.visual, expected.visual
 
 
 def _fusion(
@@ -226,7 +244,7 @@ def _worse(a: float, b: float) -> float:
 def _p_fake(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Logits [B, 2] -> probability of fake [B]."""
     margin = logits[:, FAKE].astype(np.float64) - logits[:, 1 - FAKE]
-    p: NDArray[np.float64] = 1 / (1 + np.exp(-np.clip(margin, -700, 700)))
+    p: NDArray[np.float64] = sigmoid(margin)
     return p
 
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,8 +32,10 @@ from onnx import ModelProto
 
 from export.parity import Window
 from export.precision import QDQ_FP16_OPSET, check, read_spec, restamp
+from runtime import interrupt, leftovers
 from runtime.backends.base import FRAME_ENCODER_INPUTS
-from runtime.errors import DependencyError, ModelError
+from runtime.errors import ModelError
+from runtime.optional import optional
 from runtime.spec import INT8_SUFFIX, PairSpec
 
 MIN_INPUT_CHANNELS = 16  # of a convolution that is quantised
@@ -60,12 +61,8 @@ def to_int8(
     Raises :class:`DependencyError` where ONNX Runtime's quantizer is missing, :class:`ModelError`
     if there is nothing to quantise.
     """
-    try:
+    with optional("for --int8", extra="cpu,export"):
         from onnxruntime import quantization
-    except ImportError as err:
-        raise DependencyError(
-            f"--int8 needs ONNX Runtime's quantizer ({err}); pip install '.[cpu,export]'"
-        ) from err
     named = ModelProto()
     named.CopyFrom(model)
     for i, node in enumerate(named.graph.node):
@@ -82,10 +79,11 @@ def to_int8(
             self.batches = _batches(frames)
 
         def get_next(self) -> Any:
+            interrupt.check()
             return next(self.batches, None)
 
-    with tempfile.TemporaryDirectory(prefix="msct-int8-") as folder, _quiet():
-        path = Path(folder) / "int8.onnx"
+    with leftovers.folder("msct-int8-") as folder, _quiet():
+        path = folder / "int8.onnx"
         quantization.quantize_static(
             named,
             path,

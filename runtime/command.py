@@ -6,24 +6,38 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
+from runtime import interrupt, waits
+from runtime.address import scheme_of
 from runtime.backends import BACKENDS, load_backend
 from runtime.errors import EXIT_ERROR, EXIT_INTERRUPTED, UsageError, UserError
 from runtime.media.open import DECODERS, ISOLATED, Sound, open_source, parse_sound
-from runtime.spec import SpecError, StreamSpec
+from runtime.media.picking import Tracks
+from runtime.models import model_files
+from runtime.naming import plain, plain_line
+from runtime.spec import FACE_STAGES, SpecError, StreamSpec
 
 if TYPE_CHECKING:
     from runtime.backends.base import Backend
     from runtime.media import Source
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the options in plain text: it repeats what it was given."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(plain(message))
+
+
 def guarded(command: Callable[[], int]) -> int:
     """Runs ``command``; what a person can put right becomes one line on standard error."""
     try:
+        interrupt.check()
         return command()
     except UserError as err:
         print_error(err)
@@ -32,8 +46,12 @@ def guarded(command: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        interrupt.say_interrupted()
         return EXIT_INTERRUPTED
+    except Exception:  # a fault of ours: with all that is known of it, and still without secrets
+        for line in traceback.format_exc().splitlines():
+            print(plain_line(line), file=sys.stderr)
+        return EXIT_ERROR
 
 
 def print_error(err: BaseException) -> None:
@@ -43,11 +61,6 @@ def print_error(err: BaseException) -> None:
 def print_notice(line: str) -> None:
     """An outage of a live source, or its end: on standard error, when it happens."""
     print(f"note: {plain(line)}", file=sys.stderr, flush=True)
-
-
-def plain(text: str) -> str:
-    """One line without control characters: the names in it may be somebody else's."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
 # --- options --------------------------------------------------------------------------------
@@ -60,6 +73,10 @@ def add_source_options(p: argparse.ArgumentParser) -> None:
         help="a file, a folder, a glob; camera, 0, /dev/video0, csi://0; rtsp://, rtsps://, "
              "http://, https://; or a list.streams of them; may be given several times",
     )  # fmt: skip
+    p.add_argument("--name", action="append", default=[], metavar="NAME",
+                   help="what the source is called everywhere (default: its address without user, "
+                        "password and query, or its path); one for each --source, in their "
+                        "order")  # fmt: skip
     p.add_argument("--audio", type=sound, default="same", metavar="same|mic[:ID]|none",
                    help="sound of the same source, of a microphone (ID: its number or a part of "
                         "its name), or none (default: same)")  # fmt: skip
@@ -68,6 +85,19 @@ def add_source_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--decoder", choices=DECODERS, default=ISOLATED,
                    help="decode files in a process of their own, with limits on memory and time, "
                         "or in this one (default: process)")  # fmt: skip
+    add_track_options(p)
+
+
+def add_track_options(p: argparse.ArgumentParser) -> None:
+    """Which track of a file: for :func:`tracks`."""
+    for kind, letter in (("video", "v"), ("audio", "a")):
+        p.add_argument(f"--{kind}-track", type=track_number, default=None, metavar="N",
+                       help=f"which of several, counted from 0 as FFmpeg's {letter}:N (default: "
+                            "the one that players play)")  # fmt: skip
+
+
+def tracks(options: argparse.Namespace) -> Tracks:
+    return Tracks(options.video_track, options.audio_track)
 
 
 def add_model_options(p: argparse.ArgumentParser) -> None:
@@ -81,6 +111,9 @@ def add_model_options(p: argparse.ArgumentParser) -> None:
                    help="where ONNX Runtime computes (default: cpu)")  # fmt: skip
     p.add_argument("--threads", type=positive_int, default=None, metavar="N",
                    help="threads of the model in ONNX Runtime (default: 1)")  # fmt: skip
+    p.add_argument("--faces", choices=FACE_STAGES, default=None,
+                   help="what finds and follows faces: as the model was trained, which is also the "
+                        "default; another one is refused")  # fmt: skip
     p.add_argument("--plugin-library", type=Path, default=None, metavar="FILE",
                    help="plugins of the engines (default: the installed ones)")  # fmt: skip
     p.add_argument("--window", type=seconds, default=None, metavar="S",
@@ -92,6 +125,12 @@ def add_model_options(p: argparse.ArgumentParser) -> None:
 def positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def track_number(text: str) -> int:
+    if not text.isdecimal() or len(text) > 4:
+        raise argparse.ArgumentTypeError(f"{text!r} is not the number of a track, from 0")
     return int(text)
 
 
@@ -134,6 +173,16 @@ def load_model(options: argparse.Namespace) -> Backend:
         options.threads,
         options.plugin_library,
     )
+    if interrupt.requested():  # what it takes seconds to import and to load
+        backend.close()
+        interrupt.check()
+    stage = backend.spec.face.stage
+    if options.faces not in (None, stage):
+        backend.close()
+        raise UsageError(
+            f"{backend.spec.model_id} was trained on the crops of --faces {stage}; those of "
+            f"{options.faces} would mean nothing to it: leave --faces out"
+        )
     if not backend.spec.trained and not options.allow_untrained:
         backend.close()
         raise UsageError(
@@ -143,16 +192,34 @@ def load_model(options: argparse.Namespace) -> Backend:
     return backend
 
 
-def open_input(name: str, options: argparse.Namespace, sample_rate_hz: int) -> Source:
-    """One of the sources that the options name; raises as :func:`open_source`."""
-    return open_source(
-        name,
-        sound=options.audio,
-        transport=options.rtsp_transport,
-        sample_rate_hz=sample_rate_hz,
-        notice=print_notice,
-        isolated=options.decoder == ISOLATED,
-    )
+def open_input(
+    source: str, options: argparse.Namespace, sample_rate_hz: int, name: str | None = None
+) -> Source:
+    """One of the sources that the options name; ``name`` as in :func:`open_source`, which says
+    what it raises."""
+
+    def opened() -> Source:
+        return open_source(
+            source,
+            name=name,
+            sound=options.audio,
+            transport=options.rtsp_transport,
+            sample_rate_hz=sample_rate_hz,
+            notice=print_notice,
+            isolated=options.decoder == ISOLATED,
+            tracks=tracks(options),
+        )
+
+    interrupt.check()
+    return waits.call(opened) if scheme_of(source) else opened()  # a server may take its time
+
+
+def other_inputs(options: argparse.Namespace) -> list[str | Path | None]:
+    """Files that a command reads besides what its sources come to: for
+    :func:`runtime.overwrites.refuse_overwrites`."""
+    named = ("site", "plugin_library", "web_cert", "web_key")
+    lists = getattr(options, "source", ())  # of sources
+    return [*lists, *(getattr(options, name, None) for name in named), *model_files(options.model)]
 
 
 def stream_spec(spec: StreamSpec, token_hz: float, options: argparse.Namespace) -> StreamSpec:

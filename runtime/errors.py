@@ -2,7 +2,7 @@
 """Errors meant for people.  Each message is one line: what is wrong, and what to do about it.
 
 Exit codes of every command line here: 0 done, 1 operational error, 2 usage, 3 every window
-abstained, 4 a fake was found and ``--fail-on-fake`` was given, 130 interrupted.
+abstained, 4 a fake was found and ``--fail-on-fake`` was given, 130 interrupted by a signal.
 """
 
 from __future__ import annotations

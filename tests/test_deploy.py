@@ -174,4 +174,4 @@ class TestUnit:
     def test_the_command_is_one_that_exists(self) -> None:
         (command,) = re.findall(r"^ExecStart=(.*)$", UNIT.read_text(), re.MULTILINE)
         module = shlex.split(command)[shlex.split(command).index("-m") + 1]
-        assert (ROOT / (module.replace(".", "/") + ".py")).is_file()
+        assert (ROOT / module.replace(".", "/") / "__main__.py").is_file()

@@ -7,12 +7,16 @@ export  ->  trainer  ->  runtime          (left may import right, never back)
 from __future__ import annotations
 
 import ast
+import functools
+import io
 import json
 import os
 import re
 import subprocess
 import sys
 import textwrap
+import tokenize
+from collections.abc import Set
 from pathlib import Path
 
 import pytest
@@ -56,7 +60,8 @@ def modules(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
 
 
-def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
+@functools.cache
+def imports(path: Path, *, top_level_only: bool = False) -> frozenset[str]:
     """Full names of everything `path` imports, ``if TYPE_CHECKING:`` blocks apart."""
     found: set[str] = set()
 
@@ -77,10 +82,10 @@ def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
             visit(child)
 
     visit(ast.parse(path.read_text(encoding="utf-8"), str(path)))
-    return found
+    return frozenset(found)
 
 
-def tops(names: set[str]) -> set[str]:
+def tops(names: Set[str]) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
@@ -165,13 +170,77 @@ class TestArrows:
         assert not wrong
 
 
+ROOMS = (  # of runtime/, from the ground up; what stands at its root serves them all
+    "media", "models", "backends", "faces", "sound", "judging", "flow", "sinks", "web",
+    "calibrate", "scan", "demo", "doctor", "stream",
+)  # fmt: skip
+MAX_FILES = 20  # at the root of a package
+
+
+def own_imports(path: Path, known: set[str]) -> set[str]:
+    """The modules of this project that a module imports, anywhere in it, by their full names."""
+    names = imports(path) & known
+    return {n for n in names if not any(o.startswith(f"{n}.") for o in names)} - {dotted(path)}
+
+
+def circles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """Groups of more than one node that reach each other (Tarjan, 1972: taken apart by peeling)."""
+    left = {node: set(others) & set(graph) for node, others in graph.items()}
+    while True:
+        ends = {n for n, others in left.items() if not others & set(left)}
+        starts = set(left) - set().union(*left.values()) if left else set()
+        if not ends | starts:
+            return [{n, *left[n]} & set(left) for n in left]
+        left = {n: others for n, others in left.items() if n not in ends | starts}
+
+
+class TestTheHouse:
+    def test_no_module_is_in_a_circle(self):
+        paths = {dotted(p): p for package in PACKAGES for p in modules(package)}
+        graph = {name: own_imports(p, set(paths)) for name, p in paths.items()}
+        assert len(graph) > 200
+        assert circles(graph) == []
+
+    def test_a_circle_would_be_found(self):
+        assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == [{"b", "c"}] * 2
+
+    def test_no_room_of_the_runtime_is_in_a_circle_and_none_imports_upwards(self):
+        folders = {p.name for p in (ROOT / "runtime").iterdir() if (p / "__init__.py").is_file()}
+        assert folders == set(ROOMS)
+        paths = {dotted(p): p for p in modules("runtime")}
+
+        def room(module: str) -> str:
+            return module.split(".")[1] if "." in module else "runtime"
+
+        graph: dict[str, set[str]] = {}
+        for name, path in paths.items():
+            others = {room(other) for other in own_imports(path, set(paths))}
+            graph.setdefault(room(name), set()).update(others - {room(name), "runtime"})
+        assert circles(graph) == []
+        upwards = {
+            f"{name} imports {other}"
+            for name in ROOMS
+            for other in graph[name] & set(ROOMS)
+            if ROOMS.index(other) > ROOMS.index(name)
+        }
+        assert not upwards
+        roots = set(graph) - set(ROOMS) - {"command"}  # which is the commands' own
+        helpers = {f"{r} imports {o}" for r in roots for o in graph[r] & set(ROOMS)}
+        assert not helpers
+
+    @pytest.mark.parametrize("package", PACKAGES)
+    def test_a_package_has_few_files_at_its_root(self, package):
+        assert len(list((ROOT / package).glob("*.py"))) <= MAX_FILES
+
+
 class TestWhatADeviceNeeds:
     def test_import_runtime_needs_nothing_but_numpy(self):
         installed = {
             "av", "cv2", "dlib", "face_recognition_models", "kaldi_native_fbank", "onnx",
             "onnxruntime", "rich", "scipy", "sklearn", "tensorrt", "tensorrt_rtx", "torch",
         }  # fmt: skip
-        wanted = ["runtime", "runtime.spec", "runtime.errors", "runtime.native", "runtime.backends"]
+        wanted = ["runtime", "runtime.spec", "runtime.errors", "runtime.backends"]
+        wanted += ["runtime.backends.native"]
         outcome = import_with_blocked(wanted, sorted(installed))
         assert outcome == dict.fromkeys(wanted)
 
@@ -219,12 +288,13 @@ class TestFiles:
     def test_everything_the_code_imports_is_declared(self):
         """A third-party import that no extra names works only by luck."""
         declared = {
-            "aiortc", "atheris", "av", "cryptography", "cv2", "dlib", "fastapi", "gi", "google",
-            "hibari", "hypothesis", "jsonschema", "kaldi_native_fbank", "matplotlib", "ml_dtypes",
-            "numpy", "onnx", "onnxruntime", "onnxscript", "playwright", "prometheus_client",
-            "psutil", "pyarrow", "pytest", "pyworld", "pywt", "ray", "rich", "safetensors",
-            "scipy", "sklearn", "sounddevice", "tensorboard", "tensorrt", "tensorrt_rtx",
-            "threadpoolctl", "torch", "uvicorn", "websockets",
+            "ai_edge_litert", "aiortc", "atheris", "av", "cryptography", "cv2", "dlib",
+            "fastapi", "gi", "google", "hibari", "hypothesis", "jinja2", "jsonschema",
+            "kaldi_native_fbank", "matplotlib", "ml_dtypes", "numpy", "onnx", "onnxruntime",
+            "onnxscript", "playwright", "prometheus_client", "psutil", "pyarrow", "pytest",
+            "pyworld", "pywt", "ray", "rich", "safetensors", "scipy", "sklearn", "sounddevice",
+            "tensorboard", "tensorrt", "tensorrt_rtx", "threadpoolctl", "torch", "uvicorn",
+            "websockets",
         }  # fmt: skip
         own = {*PACKAGES, "tests"}
         undeclared = {
@@ -234,3 +304,41 @@ class TestFiles:
             for name in tops(imports(path)) - declared - own - set(sys.stdlib_module_names)
         }
         assert not undeclared
+
+
+class TestOneOfEach:
+    """What stands once, found by how a second one would be written."""
+
+    @pytest.mark.parametrize(
+        ("written", "homes"),
+        [
+            pytest.param(r"1 / \(1 \+ (?:np|math|torch)\.exp", [], id="sigmoid"),
+            pytest.param(r"CLOCK_TOLERANCE\w* = ", ["runtime/sound/track.py"], id="tolerance"),
+            pytest.param(
+                r"math\.ceil\(\(n \+ 1\)", ["runtime/calibrate/conformal.py"], id="conformal"
+            ),
+            pytest.param(r"\bf[\"'][^\"\n]*</?(?:div|p|td|tr|li|h[1-6]|section)\b", [], id="HTML"),
+            pytest.param(r"manual_seed\(.*1_000_003", [], id="seeds of steps"),
+            pytest.param(r"\"optimizer/\{", ["trainer/loop/loop.py"], id="state of an optimizer"),
+        ],
+    )
+    def test_it_stands_once(self, written: str, homes: list[str]) -> None:
+        found = {
+            str(path.relative_to(ROOT))
+            for package in ("runtime", "trainer", "export")
+            for path in modules(package)
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if re.search(written, line)
+        }
+        assert sorted(found) == homes
+
+    def test_the_samples_of_a_token_are_the_specs(self) -> None:
+        """640 is a number in the code where a picture has that width, and nowhere else."""
+        found = {
+            str(path.relative_to(ROOT))
+            for package in ("runtime", "trainer", "export")
+            for path in modules(package)
+            for token in tokenize.generate_tokens(io.StringIO(path.read_text("utf-8")).readline)
+            if token.type == tokenize.NUMBER and token.string == "640"
+        }
+        assert sorted(found) == ["runtime/spec.py", "runtime/web/picture.py"]

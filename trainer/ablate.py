@@ -16,6 +16,11 @@ Written into ``--output``: ``table1.md``, ``.csv`` and ``.json``, likewise ``tab
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from runtime.interrupt import install
+
+    install()
+
 import argparse
 import contextlib
 import dataclasses
@@ -29,19 +34,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import EXIT_ERROR, UsageError, UserError
+from runtime.errors import EXIT_ERROR, EXIT_INTERRUPTED, UsageError, UserError
 from runtime.files import write_json
-from trainer import arms, plots, published, tables
-from trainer.arms import Arm
-from trainer.baselines import fit as baselines
-from trainer.baselines.base import parameter_count
-from trainer.checkpoint import load_checkpoint
-from trainer.clip_scores import ClipScores, score_clips
+from runtime.interrupt import leave
+from runtime.naming import plain
+from runtime.overwrites import refuse_overwrites
+from runtime.sinks.terminal import print_line
 from trainer.config import ModelConfig, preset
 from trainer.data.parallel import WorkerDied, over_processes
-from trainer.data.prepared import PreparedSet
+from trainer.data.prepared import PreparedSet, set_files
 from trainer.fit import FitConfig, train
-from trainer.scoring import TorchPair
+from trainer.model.checkpoint import load_checkpoint
+from trainer.paper import arms, published, tables
+from trainer.paper.arms import Arm
+from trainer.paper.baselines import fit as baselines
+from trainer.paper.baselines.base import parameter_count
+from trainer.report import plots
+from trainer.scoring.clips import ClipScores, score_clips
+from trainer.scoring.windows import TorchPair
 
 DONE = "run.json"  # written last
 JOB = "job.json"
@@ -273,7 +283,8 @@ def write_table(
     console = Console(width=max(150, Console().width))
     console.print(table)
     console.print(about, soft_wrap=True)
-    console.print(f"written: {stem}.md, .csv, .json\n", soft_wrap=True)
+    print_line(console, f"written: {stem}.md, .csv, .json")
+    console.print()
     return entries
 
 
@@ -294,7 +305,7 @@ def write_figure(runs: Sequence[tables.Run], settings: Settings) -> None:
     svg = plots.tsne(panels, "Fig. 5: t-SNE of the class tokens")
     stem.with_suffix(".svg").write_text(svg, encoding="utf-8")
     plots.save_tsne(panels, stem.with_suffix(".png"))
-    print(f"written: {stem}.png, .svg")
+    print(plain(f"written: {stem}.png, .svg"))
 
 
 # --- command --------------------------------------------------------------------------------
@@ -368,6 +379,9 @@ def _main(args: argparse.Namespace) -> None:
         raise UsageError(f"no arm named {', '.join(unknown)} in what was asked for")
     if "figure5" in wanted and set(wanted["figure5"]) != set(arms.FIGURE_5):
         raise UsageError("--figure 5 shows four arms; leave --arms out")
+    endings = (".json", ".md", ".csv", ".svg")
+    made = (args.output / f"{name}{ending}" for name in wanted for ending in endings)
+    refuse_overwrites((("--output", file) for file in made), set_files(args.data))
     note = arms.MINIATURE_NOTE if args.miniature else ""
     started = time.perf_counter()
     runs = ablate(every, settings, args.jobs)
@@ -392,16 +406,16 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _main(args)
     except UserError as err:
-        print(f"trainer.ablate: {err}", file=sys.stderr)
+        print(f"trainer.ablate: {plain(str(err))}", file=sys.stderr)
         return err.exit_code
     except OSError as err:
-        print(f"trainer.ablate: {err.filename}: {err.strerror}", file=sys.stderr)
+        print(plain(f"trainer.ablate: {err.filename}: {err.strerror}"), file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         print("trainer.ablate: stopped; the same command goes on", file=sys.stderr)
-        return EXIT_ERROR
+        return EXIT_INTERRUPTED
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

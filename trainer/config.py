@@ -100,6 +100,7 @@ class ModelConfig:
     inject_alignment: bool = False  # ours, not the paper's: see trainer.model.msct.Fusion
     inject_lags: int = 0  # tokens each way of the injected lag curve; 0: align tokens alone
     lag_evidence: int = 0  # tokens each way where the lag curve's peak speaks for a pair; 0: off
+    geometry_dim: int = 0  # G: the frame encoder reads and follows the face itself; 0: it does not
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -132,6 +133,8 @@ class ModelConfig:
             raise ConfigError(
                 f"crop_px must be a multiple of {self.backbone.stride} where pooling is 'flatten'"
             )
+        if self.geometry_dim < 0:
+            raise ConfigError("geometry_dim must be 0 (no heads) or more")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError("dropout must be in [0, 1)")
 
@@ -152,6 +155,7 @@ class ModelConfig:
             heads=self.heads,
             blocks=self.blocks,
             align_dim=self.align_dim,
+            geometry_dim=self.geometry_dim,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -15,10 +15,16 @@ score every clip of the split, as the paper does, and write a report with interv
 ``report.html``, ``metrics.json``, ``metrics.csv`` and the scores themselves.  The first takes the
 graphs of ``--model`` as they ship and needs no torch, the second a checkpoint, also a baseline's.
 ``--floor`` puts logistic regressions that look for no forgery beside the model
-(:mod:`trainer.floor`), ``--both`` clips as they are beside clips without their leading silence.
+(:mod:`trainer.report.floor`), ``--both`` clips as they are beside clips without their leading
+silence.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    from runtime.interrupt import install
+
+    install()
 
 import argparse
 import json
@@ -33,17 +39,24 @@ import numpy as np
 
 from runtime.backends import load_backend
 from runtime.backends.base import Backend
-from runtime.errors import EXIT_ERROR, MediaError, UsageError, UserError
+from runtime.errors import EXIT_ERROR, EXIT_INTERRUPTED, MediaError, UsageError, UserError
 from runtime.files import write_json
+from runtime.flow.driver import run
+from runtime.flow.sink import Collector
+from runtime.interrupt import check, leave
+from runtime.judging.verdict import Label, Verdict
 from runtime.media.file import FileSource
-from runtime.models import DEFAULT_PRESET
-from runtime.pipeline import run
-from runtime.sinks import Collector
-from runtime.verdict import Label, Verdict
-from trainer import metrics
-from trainer.clip_scores import ClipScores
-from trainer.data.layouts import REAL_PAIR
-from trainer.scorers import Scorer, checkpoint_scorer, pair_scorer
+from runtime.media.local_files import media_files
+from runtime.models import DEFAULT_PRESET, model_files
+from runtime.naming import plain
+from runtime.overwrites import refuse_overwrites
+from runtime.sinks.terminal import cell, print_line
+from trainer.data.clips import VIDEO_SUFFIXES
+from trainer.data.layouts import FORGE_INDEX, REAL_PAIR
+from trainer.data.prepared import set_files
+from trainer.report.scorers import Scorer, checkpoint_scorer, pair_scorer
+from trainer.scoring import metrics
+from trainer.scoring.clips import ClipScores
 
 
 @dataclass
@@ -86,7 +99,7 @@ def evaluate(clips: Path, backend: Backend, split: str) -> dict[str, Any]:
     from rich.progress import track
 
     try:
-        records = json.loads((clips / "forge.json").read_text())["clips"]
+        records = json.loads((clips / "forge.json").read_text(encoding="utf-8-sig"))["clips"]
     except (OSError, ValueError, KeyError) as err:
         raise UsageError(
             f"{clips} has no readable forge.json; make the set by trainer.forge"
@@ -101,6 +114,7 @@ def evaluate(clips: Path, backend: Backend, split: str) -> dict[str, Any]:
     scores: list[tuple[float, bool]] = []
     for record in track(chosen, "evaluating", transient=True):
         sink = Collector()
+        check()
         try:
             with FileSource(clips / record["file"]) as source:
                 run(source, backend, sinks=[sink])
@@ -142,10 +156,11 @@ def _print(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console(width=max(110, Console().width))  # rows are not to be cut short
-    console.print(
+    print_line(
+        console,
         f"{result['model_id']} on {result['provider']}, split {result['split']}: "
         f"{result['clips']} clips, {result['windows']} windows, "
-        f"{result['identities']} identities"
+        f"{result['identities']} identities",
     )
     table = Table(
         "",
@@ -162,7 +177,7 @@ def _print(result: dict[str, Any]) -> None:
         share = row["called_fake"]
         kind = "false alarms " if name in (REAL_PAIR, "real") else ""
         table.add_row(
-            name,
+            cell(name),
             str(row["clips"]),
             str(row["identities"]),
             str(row["windows"]),
@@ -176,7 +191,7 @@ def _print(result: dict[str, Any]) -> None:
         shown = "  ".join(f"{k} {v:.4g}" for k, v in result["judged_windows"].items())
         console.print(f"judged windows: {shown}")
     for file, reason in result["failed"].items():
-        console.print(f"failed {file}: {reason}")
+        print_line(console, f"failed {file}: {reason}")
 
 
 # --- clip by clip on a prepared set ---------------------------------------------------------
@@ -198,7 +213,7 @@ def evaluate_prepared(
     """Write the report of one model into ``output``; returns what metrics.json holds.
 
     ``about``: what the report says of the model.  ``floor``: beside the first variant also what
-    :mod:`trainer.floor` reaches, and :mod:`trainer.probe` of the whole set.
+    :mod:`trainer.report.floor` reaches, and :mod:`trainer.probe` of the whole set.
 
     Raises :class:`UsageError` where the set has other crops than the model takes, or no clip in
     the split.
@@ -206,8 +221,8 @@ def evaluate_prepared(
     from rich.progress import track
 
     from trainer.data.prepared import PreparedSet
-    from trainer.floor import measure
-    from trainer.report import write_report
+    from trainer.report.floor import measure
+    from trainer.report.page import write_report
 
     scores: dict[str, ClipScores] = {}
     measured: dict[str, Any] = {}
@@ -221,9 +236,11 @@ def evaluate_prepared(
         clips = prepared.clips if split == "all" else prepared.select(split)
         if not clips:
             raise UsageError(f"{data} has no clips in split {split!r} of protocol {protocol!r}")
+        check()
         scores[variant] = scorer.score(list(track(clips, f"scoring {variant}", transient=True)))
         if floor and not measured:
             measured = measure(scores[variant], prepared, rounds=rounds)
+    check()
     about = {
         **about,
         "data": f"{data}, protocol {protocol}" + (f", fold {fold}" if protocol != "given" else ""),
@@ -254,7 +271,7 @@ def _print_report(result: dict[str, Any], output: Path) -> None:
             cells.append("-" if value is None else f"{value:.4f}{interval}")
         label = name + (" (the paper's AUC)" if name == "balanced_accuracy" else "")
         table.add_row(label, *cells)
-    console.print(result["title"])
+    print_line(console, result["title"])
     console.print(table)
     for name, entry in result.get("floors", {}).items():
         (auc, low, high), (gain, worst, best) = (
@@ -264,7 +281,7 @@ def _print_report(result: dict[str, Any], output: Path) -> None:
             f"floor, {name}: score AUC {auc:.3f} [{low:.3f}, {high:.3f}]; "
             f"the model is {gain:+.3f} [{worst:+.3f}, {best:+.3f}] above it"
         )
-    console.print(f"report: {output / 'report.html'}", soft_wrap=True)
+    print_line(console, f"report: {output / 'report.html'}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -307,6 +324,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _main(args: argparse.Namespace) -> None:
+    _refuse_overwrites(args)
     if args.checkpoint is not None:
         if args.clips is not None:
             raise UsageError(
@@ -329,6 +347,21 @@ def _main(args: argparse.Namespace) -> None:
     _print(counted)
     if args.output:
         write_json(args.output, counted)
+
+
+def _refuse_overwrites(args: argparse.Namespace) -> None:
+    read: list[Path | None] = [args.checkpoint, *model_files(args.model)]
+    if args.output is None:
+        return  # a folder of its own
+    if args.clips is not None:
+        made = [args.output]
+        read += [args.clips / FORGE_INDEX, *media_files(args.clips, VIDEO_SUFFIXES)]
+    else:
+        from trainer.report.page import FILES
+
+        made = [args.output / name for name in FILES]
+        read += set_files(args.data)
+    refuse_overwrites((("--output", file) for file in made), read)
 
 
 def _report(
@@ -358,13 +391,16 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _main(args)
     except UserError as err:
-        print(f"trainer.evaluate: {err}", file=sys.stderr)
+        print(f"trainer.evaluate: {plain(str(err))}", file=sys.stderr)
         return err.exit_code
     except OSError as err:
-        print(f"trainer.evaluate: {err.filename}: {err.strerror}", file=sys.stderr)
+        print(plain(f"trainer.evaluate: {err.filename}: {err.strerror}"), file=sys.stderr)
         return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("trainer.evaluate: interrupted; nothing was written", file=sys.stderr)
+        return EXIT_INTERRUPTED
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -20,32 +20,42 @@ killed goes on with the same command and ``--resume``, and ends with the weights
 not: bit for bit on a CPU of the same kind with as many threads and processes.
 
 Several processes share each batch; what that means for batch normalisation: see
-:mod:`trainer.distributed`.
+:mod:`trainer.loop.distributed`.
 """
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from runtime.interrupt import install
+
+    install()
+
 import argparse
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from runtime.errors import UsageError
+from runtime.interrupt import leave
+from runtime.models import model_files
+from runtime.overwrites import refuse_overwrites
 from runtime.spec import FaceSpec
 from trainer.config import PRESETS, ModelConfig, preset
-from trainer.data.prepared import PreparedSet
-from trainer.distributed import Group, run_together
+from trainer.data.prepared import PreparedSet, set_files
+from trainer.loop.distributed import Group, run_together
+from trainer.loop.loop import check_same_run
+from trainer.loop.run import Options, Trainer
+from trainer.loop.state import STATE, require_tensorboard
 from trainer.recipes import MINIATURE, RECIPES, FitConfig
-from trainer.run import Options, Trainer, check_same_run
-from trainer.state import STATE, require_tensorboard
 
 __all__ = ["MINIATURE", "FitConfig", "Options", "Trainer", "main", "train"]
 
+WRITTEN = ("checkpoint.safetensors", "best.safetensors", "config.json", "metrics.json", STATE)
 EPILOG = """exit codes: 0 done; 1 a file that cannot be read or written, a full disk, a checkpoint
-of another model, a gradient that is not finite, a stop by Ctrl-C; 2 a wrong option, a set that
-does not fit, a run folder of another run.  Each is one line on standard error."""
+of another model, a gradient that is not finite; 2 a wrong option, a set that does not fit, a
+run folder of another run; 130 stopped by Ctrl-C or another signal.  Each is one line on standard
+error."""
 
 
 def train(
@@ -161,6 +171,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(args: argparse.Namespace, group: Group) -> int:
+    _refuse_overwrites(args)
     config = _config(args)
     model_config = preset(config.preset)
     if args.tensorboard:
@@ -171,7 +182,7 @@ def _main(args: argparse.Namespace, group: Group) -> int:
     if folder is None:
         genuine, segment_s = args.genuine, args.segment
         if genuine is None:
-            from runtime.samples import sample_clip
+            from runtime.demo.sample import sample_clip
 
             if group.first:
                 print(
@@ -206,6 +217,12 @@ def _main(args: argparse.Namespace, group: Group) -> int:
     return 0
 
 
+def _refuse_overwrites(args: argparse.Namespace) -> None:
+    init = [] if args.init is None else [args.init, *model_files(args.init)]
+    data = [] if args.data is None else set_files(args.data)
+    refuse_overwrites((("--output", args.output / name) for name in WRITTEN), [*init, *data])
+
+
 def _config(args: argparse.Namespace) -> FitConfig:
     names = {f.name for f in dataclasses.fields(FitConfig)}
     given = {k: v for k, v in vars(args).items() if k in names and v is not None}
@@ -225,4 +242,4 @@ def _show(result: dict[str, Any], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -20,10 +20,16 @@ A file that exists already is kept, so a run that was stopped goes on where it w
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from runtime.interrupt import install
+
+    install()
+
 import argparse
 import csv
 import errno
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -32,12 +38,17 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import EXIT_ERROR, MediaError, UsageError, UserError
+from runtime.errors import EXIT_ERROR, EXIT_INTERRUPTED, MediaError, UsageError, UserError
 from runtime.files import write_json
+from runtime.interrupt import leave
+from runtime.naming import plain
+from runtime.overwrites import refuse_overwrites
+from runtime.sheets import safe
 from runtime.spec import AudioSpec, FaceSpec
 from trainer.data import forgeries, speech
 from trainer.data.clips import MAX_CLIP_S, Clip, find_faces, read_clip, write_clip
-from trainer.data.layouts import CATEGORIES, find_genuine
+from trainer.data.fakeavceleb import CSV_NAME
+from trainer.data.layouts import CATEGORIES, FORGE_INDEX, find_genuine
 from trainer.data.nuisance import MARGIN_TOKENS, MAX_TRANSPORT_MS, apply_nuisance
 from trainer.data.parallel import over_processes
 from trainer.data.plan import (
@@ -218,6 +229,11 @@ def forge(
         "sentences": list(sentences),
     }
     clips = find_genuine(genuine, identities)
+    if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(genuine)):
+        raise UsageError(
+            f"--output {output} lies in {genuine}: what is forged would be taken for genuine the "
+            "next time; choose a folder elsewhere"
+        )
     names = sorted({c.identity for c in clips})
     splits = assign_splits(names, val=val, test=test, seed=seed)
     pieces: list[Piece] = []
@@ -251,6 +267,12 @@ def forge(
     ):
         jobs.setdefault(job.source, []).append(job)
 
+    made = [output / name for name in (FORGE_INDEX, CSV_NAME, OPTIONS)]
+    for job in (job for own in jobs.values() for job in own):
+        made += [output / job.file, (output / job.file).with_suffix(".json")]
+    refuse_overwrites(
+        (("--output", file) for file in made), [identities, *(clip.path for clip in clips)]
+    )
     _claim(output, options)
     _remove_leftovers(output)
     records: list[dict[str, Any]] = []
@@ -282,8 +304,8 @@ def forge(
         "dropped": dropped,
         "clips": records,
     }
-    write_json(output / "forge.json", summary)
-    _write_meta(output / "meta_data.csv", records)
+    write_json(output / FORGE_INDEX, summary)
+    _write_meta(output / CSV_NAME, records)
     return summary
 
 
@@ -300,7 +322,7 @@ def _claim(output: Path, options: dict[str, Any]) -> None:
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        if (output / "forge.json").exists():
+        if (output / FORGE_INDEX).exists():
             raise UsageError(
                 f"{output} holds a set of an older version; choose another folder"
             ) from None
@@ -337,20 +359,19 @@ def _write_meta(path: Path, records: list[dict[str, Any]]) -> None:
         writer.writerow(META_COLUMNS)
         for r in records:
             folder, name = r["file"].rsplit("/", 1)
-            writer.writerow(
-                [
-                    r["identity"],
-                    r["donor"] or "-",
-                    "-",
-                    r["method"],
-                    KIND[r["category"]],
-                    r["category"],
-                    "Unknown",
-                    "unknown",
-                    name,
-                    f"FakeAVCeleb/{folder}",
-                ]
-            )
+            row = [
+                r["identity"],
+                r["donor"] or "-",
+                "-",
+                r["method"],
+                KIND[r["category"]],
+                r["category"],
+                "Unknown",
+                "unknown",
+                name,
+                f"FakeAVCeleb/{folder}",
+            ]
+            writer.writerow(map(safe, row))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -421,14 +442,14 @@ def main(argv: list[str] | None = None) -> int:
             workers=args.workers,
         )
     except UserError as err:
-        print(f"trainer.forge: {err}", file=sys.stderr)
+        print(f"trainer.forge: {plain(str(err))}", file=sys.stderr)
         return err.exit_code
     except OSError as err:
-        print(f"trainer.forge: {err.filename}: {err.strerror}", file=sys.stderr)
+        print(plain(f"trainer.forge: {err.filename}: {err.strerror}"), file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         print("trainer.forge: stopped; the same command goes on from here", file=sys.stderr)
-        return EXIT_ERROR
+        return EXIT_INTERRUPTED
     counts: dict[tuple[str, str], int] = {}
     for record in summary["clips"]:
         key = (record["split"], SHORT[record["category"]])
@@ -438,7 +459,7 @@ def main(argv: list[str] | None = None) -> int:
         row = "  ".join(f"{c} {counts.get((split, c), 0)}" for c in SHORT.values())
         print(f"{split:5}  identities {people}  {row}")
     for name, reason in summary["dropped"].items():
-        print(f"dropped {name}: {reason}")
+        print(plain(f"dropped {name}: {reason}"))
     return 0
 
 
@@ -455,7 +476,7 @@ def _balance(text: str) -> tuple[int, ...]:
 
 def _lines(path: Path) -> tuple[str, ...]:
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as err:
         raise UsageError(f"{path} cannot be read ({err})") from err
     found = tuple(line for line in lines if line)
@@ -465,4 +486,4 @@ def _lines(path: Path) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -21,6 +21,11 @@ the journal exist, and whose source has not changed, are not read again.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from runtime.interrupt import install
+
+    install()
+
 import argparse
 import errno
 import json
@@ -34,12 +39,16 @@ from typing import Any
 
 import numpy as np
 
-from runtime.audio import tokenize
-from runtime.errors import EXIT_ERROR, MediaError, UsageError, UserError
+from runtime import leftovers
+from runtime.errors import EXIT_ERROR, EXIT_INTERRUPTED, MediaError, UsageError, UserError
 from runtime.files import write_json
+from runtime.interrupt import leave
+from runtime.naming import plain
+from runtime.overwrites import refuse_overwrites
+from runtime.sound.tokens import tokenize
 from runtime.spec import AudioSpec, FaceSpec, StreamSpec
 from trainer.data.clips import MAX_CLIP_S, read_faces
-from trainer.data.fakeavceleb import find_root, list_fakeavceleb
+from trainer.data.fakeavceleb import CSV_NAME, find_root, list_fakeavceleb
 from trainer.data.layouts import (
     FAKEAVCELEB,
     FOLDER,
@@ -78,6 +87,12 @@ def prepare(
     """
     face = face or FaceSpec()
     listing = list_clips(data, layout, identities)
+    made = [output / INDEX, output / JOURNAL, *(_target(output, c.file) for c in listing.clips)]
+    indexes = [data / name for name in (FORGE_INDEX, CSV_NAME)]
+    refuse_overwrites(
+        (("--output", file) for file in made),
+        [identities, *indexes, *(clip.path for clip in listing.clips)],
+    )
     output.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(output)
     results: dict[str, dict[str, Any]] = {}  # file -> its line in the journal
@@ -197,8 +212,7 @@ def _prepare_one(source: Path, target: Path, face: FaceSpec) -> dict[str, Any]:
     samples = slice(start * audio_spec.token_samples, tokens.stop * audio_spec.token_samples)
     silence = silence_tokens(clip.audio, audio_spec)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part.npz")
-    try:
+    with leftovers.part_of(target, ".part.npz") as temporary:
         np.savez(
             temporary,
             crops=crops,
@@ -206,9 +220,6 @@ def _prepare_one(source: Path, target: Path, face: FaceSpec) -> dict[str, Any]:
             level_dbfs=sound.level_dbfs[tokens],
             audio=np.clip(np.rint(clip.audio[samples] * 32768), -32768, 32767).astype(np.int16),
         )
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
     return {
         "tokens": len(crops),
         "silence_tokens": min(max(silence - start, 0), len(crops)),
@@ -316,7 +327,7 @@ def print_report(index: dict[str, Any]) -> None:
     for category, count in sorted(Counter(r["category"] for r in rows).items()):
         print(f"  {count:6d}  {category}")
     for note in index["notes"]:
-        print(note)
+        print(plain(note))
     rates = Counter(r["fps"] for r in rows)
     if len(rates) > 1:
         shown = ", ".join(f"{n} at {rate or 'an unstated rate'}" for rate, n in rates.most_common())
@@ -332,7 +343,7 @@ def print_report(index: dict[str, Any]) -> None:
     if dropped:
         print(f"{len(dropped)} dropped ({INDEX} names them all):")
     for reason, files in by_reason(dropped).items():
-        print(f"  {len(files):6d}  {reason}, e.g. {files[0]}")
+        print(f"  {len(files):6d}  {plain(f'{reason}, e.g. {files[0]}')}")
 
 
 def by_reason(dropped: dict[str, str]) -> dict[str, list[str]]:
@@ -376,17 +387,17 @@ def main(argv: list[str] | None = None) -> int:
             workers=args.workers,
         )
     except UserError as err:
-        print(f"trainer.prepare: {err}", file=sys.stderr)
+        print(f"trainer.prepare: {plain(str(err))}", file=sys.stderr)
         return err.exit_code
     except OSError as err:
-        print(f"trainer.prepare: {err.filename}: {err.strerror}", file=sys.stderr)
+        print(plain(f"trainer.prepare: {err.filename}: {err.strerror}"), file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         print("trainer.prepare: stopped; the same command goes on from here", file=sys.stderr)
-        return EXIT_ERROR
+        return EXIT_INTERRUPTED
     print_report(index)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -27,6 +27,11 @@ that the package face_recognition_models carries (by dlib's author, in the publi
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from runtime.interrupt import install
+
+    install()
+
 import argparse
 import json
 import sys
@@ -39,15 +44,19 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.errors import EXIT_ERROR, EXIT_OK, DependencyError, MediaError, UsageError, UserError
-from runtime.faces import predictor_path
+from runtime.faces.align import predictor_path
 from runtime.files import write_json
+from runtime.interrupt import check, leave
+from runtime.naming import plain
+from runtime.optional import optional
+from runtime.overwrites import refuse_overwrites
 from runtime.spec import AudioSpec, FaceSpec
-from trainer import metrics
-from trainer.bootstrap import draw_identities, weighted_metrics
 from trainer.data.layouts import CATEGORIES, REAL_PAIR
-from trainer.data.prepared import INDEX, VERSION
+from trainer.data.prepared import INDEX, VERSION, set_files
 from trainer.data.silence import THRESHOLD
 from trainer.data.speech import log_mel
+from trainer.scoring import metrics
+from trainer.scoring.bootstrap import draw_identities, weighted_metrics
 
 UInt8 = npt.NDArray[np.uint8]
 Float64 = npt.NDArray[np.float64]
@@ -101,6 +110,7 @@ def read_features(prepared: Path) -> Features:
     describe = Descriptor()
     columns: dict[str, list[npt.ArrayLike]] = {}
     for row in track(index["clips"], description="probing", transient=True):
+        check()
         path = prepared / row["array"]
         try:
             with np.load(path) as arrays:
@@ -138,12 +148,8 @@ class Descriptor:
     """dlib's 128-d face descriptor of an aligned crop.  Raises DependencyError without dlib."""
 
     def __init__(self) -> None:
-        try:
+        with optional("for its face descriptor"):
             import dlib
-        except ImportError as err:
-            raise DependencyError(
-                "dlib is not installed; install the package: pip install '.[cpu]'"
-            ) from err
         path = predictor_path().with_name(DESCRIPTOR_MODEL)
         if not path.is_file():
             raise DependencyError(
@@ -322,11 +328,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     try:
+        if args.output:
+            refuse_overwrites([("--output", args.output)], set_files(args.data))
         result = probe(read_features(args.data), seed=args.seed)
         if args.output:
             write_json(args.output, result)
     except UserError as err:
-        print(f"trainer.probe: {err}", file=sys.stderr)
+        print(f"trainer.probe: {plain(str(err))}", file=sys.stderr)
         return err.exit_code
     print_table(result)
     if args.max_auc is None:
@@ -345,4 +353,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// runtime._native: the CUDA kernels over raw device pointers.  A tensor is runtime.native's
+// runtime._native: the CUDA kernels over raw device pointers.  A tensor is runtime.backends.native's
 // DeviceTensor (pointer, shape, strides in elements, dtype); all that can be told without looking at
 // device memory is checked here, in one line.  Nothing allocates, copies or waits.
 #include <cuda_runtime_api.h>

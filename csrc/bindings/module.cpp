@@ -140,7 +140,7 @@ bool is_double(const char* name, const py::array& array) {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-  m.doc() = "C++ kernels of the two custom ops; use runtime.native, which says when they are absent.";
+  m.doc() = "C++ kernels of the two custom ops; use runtime.backends.native, which says when they are absent.";
 
   m.def(
       "multi_scale_key_conv",

@@ -16,17 +16,34 @@ from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.spec import PairSpec
+from runtime.spec import FACE_POINTS, PairSpec
 
 _Self = TypeVar("_Self")
 
-FRAME_ENCODER_FILE = "frame_encoder.onnx"
-FUSION_FILE = "fusion.onnx"
 FRAME_ENCODER_INPUTS = ("frames",)
-FRAME_ENCODER_OUTPUTS = ("visual",)
 FUSION_INPUTS = ("visual", "audio")
 OP_DOMAIN = "msct"  # of the two custom ops
 OP_VERSION = 1
+
+
+class FaceOutput(NamedTuple):
+    """Outputs of a frame encoder that follows the face, in its order; float32."""
+
+    visual: NDArray[np.float32]  # [N, C]
+    geometry: NDArray[np.float32]  # [N, G] what lips, chin and cheeks do, the pose taken out
+    points: NDArray[np.float32]  # [N, P, 2] x, y in pixels of the crop; runtime.spec.FACE_POINTS
+    presence: NDArray[np.float32]  # [N] probability that the crop shows a face
+
+
+def encoder_outputs(spec: PairSpec) -> tuple[str, ...]:
+    """What the frame encoder of a pair gives: all of :class:`FaceOutput`, or ``visual`` alone."""
+    return FaceOutput._fields if spec.model.geometry_dim else FaceOutput._fields[:1]
+
+
+def face_shapes(spec: PairSpec, frames: int) -> tuple[tuple[int, ...], ...]:
+    """Of the arrays of a :class:`FaceOutput` for so many frames."""
+    n, model = frames, spec.model
+    return (n, model.channels), (n, model.geometry_dim), (n, len(FACE_POINTS), 2), (n,)
 
 
 class FusionOutput(NamedTuple):
@@ -60,6 +77,13 @@ class Backend(Protocol):
         """uint8 RGB crops [N, H, W, 3] -> visual features [N, C]; N may be 0.
 
         Raises :class:`ValueError` for another shape or type.
+        """
+
+    def follow(self, frames: NDArray[np.uint8]) -> FaceOutput:
+        """The same crops -> all that the encoder says of them; N may be 0.
+
+        Raises :class:`ValueError` as :meth:`encode`, and where the model's encoder gives features
+        alone (``spec.model.geometry_dim`` is 0).
         """
 
     def fuse(self, visual: NDArray[np.float32], audio: NDArray[np.float32]) -> FusionOutput:
@@ -107,6 +131,12 @@ def check_frames(frames: NDArray[np.uint8], spec: PairSpec) -> None:
         raise ValueError(
             f"frames must be uint8 [N, {side}, {side}, 3], not {frames.dtype} {list(frames.shape)}"
         )
+
+
+def check_follows(spec: PairSpec) -> None:
+    """Raise :class:`ValueError` unless the frame encoder follows the face."""
+    if not spec.model.geometry_dim:
+        raise ValueError(f"the frame encoder of {spec.model_id} gives features alone")
 
 
 def check_tokens(visual: NDArray[np.float32], audio: NDArray[np.float32], spec: PairSpec) -> None:

@@ -13,7 +13,6 @@ garbage collector.  Closing twice is fine.  Addresses are plain integers.
 from __future__ import annotations
 
 import ctypes
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -22,12 +21,12 @@ from numpy.typing import NDArray
 
 from runtime.closing import Closing
 from runtime.errors import DependencyError, UserError
+from runtime.optional import first_of
 
 _MODULES = ("cuda.bindings.driver", "cuda.cuda")  # since 12.6.1; before
 _OUT_OF_MEMORY = "CUDA_ERROR_OUT_OF_MEMORY"
 _ASK_BINDINGS = (
-    "install them with pip install '.[cuda]' (with \"cuda-bindings<13\" on JetPack 6 and other "
-    "CUDA 12 drivers)"
+    "pip install '.[cuda]' (with \"cuda-bindings<13\" on JetPack 6 and other CUDA 12 drivers)"
 )
 _ASK_DRIVER = (
     "check the driver with nvidia-smi (in a container: start it with the GPUs, e.g. --gpus all), "
@@ -327,13 +326,7 @@ class Event(Held):
 
 def _bindings() -> Any:
     """The driver API of whichever version of the bindings is installed."""
-    reasons = []
-    for name in _MODULES:
-        try:
-            return importlib.import_module(name)
-        except ImportError as err:
-            reasons.append(_line(err))
-    raise DependencyError(f"CUDA's Python bindings are missing ({reasons[0]}); {_ASK_BINDINGS}")
+    return first_of(_MODULES, "to use the GPU", remedy=_ASK_BINDINGS)
 
 
 def _line(err: BaseException) -> str:

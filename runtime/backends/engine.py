@@ -31,16 +31,18 @@ from numpy.typing import NDArray
 from runtime.backends import cuda
 from runtime.backends.base import (
     FRAME_ENCODER_INPUTS,
-    FRAME_ENCODER_OUTPUTS,
     FUSION_INPUTS,
     FUSION_OUTPUTS,
     OP_DOMAIN,
     OP_VERSION,
     Phases,
+    encoder_outputs,
+    face_shapes,
 )
 from runtime.backends.kernel_cache import KernelCache
 from runtime.backends.manifest import MODULES, REBUILD, TENSORRT_RTX, TITLES, EngineFacts
 from runtime.errors import DependencyError, ModelError
+from runtime.optional import optional
 from runtime.spec import PairSpec
 
 MAX_SHAPES = 16  # contexts and graphs kept for each engine
@@ -74,7 +76,10 @@ def tensors(spec: PairSpec) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     float32, uint8 = np.dtype(np.float32), np.dtype(np.uint8)
     encoder = (
         Tensor(FRAME_ENCODER_INPUTS[0], uint8, ("N", side, side, 3), is_input=True),
-        Tensor(FRAME_ENCODER_OUTPUTS[0], float32, ("N", c), is_input=False),
+        *(
+            Tensor(name, float32, ("N", *shape[1:]), is_input=False)
+            for name, shape in zip(encoder_outputs(spec), face_shapes(spec, 0), strict=False)
+        ),
     )
     widths = dict(zip(FUSION_INPUTS, (c, spec.audio.token_dim), strict=True))
     given: dict[str, tuple[int | str, ...]] = {
@@ -415,14 +420,12 @@ class _Plan(cuda.Held):
 
 def import_tensorrt(flavour: str) -> Any:
     """The library of ``flavour``; raises :class:`DependencyError` that names the extra."""
-    try:
+    jetson = " (on a Jetson: apt install python3-libnvinfer)" if flavour == "tensorrt" else ""
+    with optional(
+        f"for engines of {TITLES[flavour]}",
+        remedy=f"pip install '.[{flavour}]'{jetson}, or {ON_CPU}",
+    ):
         return importlib.import_module(MODULES[flavour])
-    except ImportError as err:
-        jetson = " (on a Jetson: apt install python3-libnvinfer)" if flavour == "tensorrt" else ""
-        raise DependencyError(
-            f"{TITLES[flavour]} is not installed ({err}); install it with pip install "
-            f"'.[{flavour}]'{jetson}, or {ON_CPU}"
-        ) from err
 
 
 def rebuild_command(folder: Path, facts: EngineFacts) -> str:

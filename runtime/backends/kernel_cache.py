@@ -7,14 +7,13 @@ TensorRT-RTX compiles its kernels when a shape is first seen.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
+from runtime import leftovers
 from runtime.backends import cuda
-from runtime.samples import cache_dir
+from runtime.backends.manifest import MAX_MODEL_BYTES
+from runtime.files import cache_dir, read_bounded
 
 
 class KernelCache:
@@ -35,7 +34,7 @@ class KernelCache:
         if self._cache is None:
             self._cache = config.create_runtime_cache()
             with suppress(OSError):  # none yet
-                stored = self.path.read_bytes()
+                stored = read_bounded(self.path, MAX_MODEL_BYTES)
                 if self._cache.deserialize(stored):
                     self._stored = stored
         config.set_runtime_cache(self._cache)
@@ -49,10 +48,5 @@ class KernelCache:
             return
         with suppress(OSError):
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle, part = tempfile.mkstemp(prefix=f".{self.path.name}-", dir=self.path.parent)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(content)
-                Path(part).replace(self.path)
-            finally:
-                Path(part).unlink(missing_ok=True)
+            with leftovers.part_of(self.path) as part:
+                part.write_bytes(content)

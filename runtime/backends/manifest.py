@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import ModelError
+from runtime.files import read_bounded
 
+MAX_MODEL_BYTES = 1 << 30  # of a graph, an engine or a plugin library
+MAX_MANIFEST_BYTES = 1 << 20
 MANIFEST_FILE = "manifest.json"
 ENGINE_FILES = ("frame_encoder.engine", "fusion.engine")
 TENSORRT = "tensorrt"
@@ -96,7 +99,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of ``folder``; raises :class:`ModelError` where it is missing or damaged."""
     path = folder / MANIFEST_FILE
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(read_bounded(path, MAX_MANIFEST_BYTES).decode("utf-8-sig"))
     except OSError as err:
         raise ModelError(f"cannot read {path} ({err.strerror}); {REBUILD}") from err
     except (RecursionError, ValueError) as err:
@@ -127,7 +130,7 @@ def checked_bytes(folder: Path, name: str, manifest: Mapping[str, Any]) -> bytes
     """
     path = folder / name
     try:
-        data = path.read_bytes()
+        data = read_bounded(path, MAX_MODEL_BYTES)
     except OSError as err:
         raise ModelError(f"cannot read {path} ({err.strerror}); {REBUILD}") from err
     check_bytes(path, data, manifest)

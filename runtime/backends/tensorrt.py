@@ -19,9 +19,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime import native
-from runtime.backends import cuda
-from runtime.backends.base import FusionOutput, Phases, check_frames, check_tokens
+from runtime.backends import cuda, native
+from runtime.backends.base import (
+    FaceOutput,
+    FusionOutput,
+    Phases,
+    check_follows,
+    check_frames,
+    check_tokens,
+    face_shapes,
+)
 from runtime.backends.engine import (
     ON_CPU,
     Engine,
@@ -33,6 +40,7 @@ from runtime.backends.engine import (
 from runtime.backends.manifest import (
     ENGINE_FILES,
     MANIFEST_FILE,
+    MAX_MODEL_BYTES,
     REBUILD,
     TITLES,
     EngineFacts,
@@ -44,15 +52,16 @@ from runtime.backends.manifest import (
 from runtime.backends.onnx import read_pair
 from runtime.closing import Closing
 from runtime.errors import ModelError, UsageError
+from runtime.files import read_bounded
 from runtime.spec import PairSpec, SpecError
 
 
 class TensorRTBackend(Closing):
     """The engines of a folder.
 
-    ``plugin_library`` is looked for by :func:`runtime.native.plugin_library` where it is not
-    given; ``cuda_graphs=False`` queues every kernel anew (to measure, to find an error).  Raises
-    :class:`DependencyError` for what is missing here, :class:`ModelError` for files that are
+    ``plugin_library`` is looked for by :func:`runtime.backends.native.plugin_library` where it is
+    not given; ``cuda_graphs=False`` queues every kernel anew (to measure, to find an error).
+    Raises :class:`DependencyError` for what is missing here, :class:`ModelError` for files that are
     missing, damaged or made for another machine.  One thread at a time.
     """
 
@@ -115,6 +124,18 @@ class TensorRTBackend(Closing):
         most = self._encoder.most["N"]
         parts = [self._encoder.run({"N": len(part)}, [part])[0] for part in _slices(frames, most)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def follow(self, frames: NDArray[np.uint8]) -> FaceOutput:
+        """uint8 RGB crops [N, H, W, 3] -> the four outputs; any N."""
+        assert not self._closed, "the backend is closed"
+        check_frames(frames, self._spec)
+        check_follows(self._spec)
+        if len(frames) == 0:
+            return FaceOutput(*(np.zeros(s, np.float32) for s in face_shapes(self._spec, 0)))
+        self._device.make_current()
+        most = self._encoder.most["N"]
+        parts = [self._encoder.run({"N": len(part)}, [part]) for part in _slices(frames, most)]
+        return FaceOutput(*(np.concatenate(same) for same in zip(*parts, strict=True)))
 
     def fuse(self, visual: NDArray[np.float32], audio: NDArray[np.float32]) -> FusionOutput:
         """Features [B, T, C] and tokens [B, T, A] -> the seven outputs; any B, T of the profile."""
@@ -217,7 +238,11 @@ def _plugin_library(folder: Path, facts: EngineFacts, explicit: Path | None) -> 
             )
         return None
     library = native.plugin_library(explicit)
-    if hashlib.sha256(library.read_bytes()).hexdigest() != facts.plugins.sha256:
+    try:
+        content = read_bounded(library, MAX_MODEL_BYTES)
+    except OSError as err:
+        raise ModelError(f"cannot read {library} ({err.strerror}); give another one") from err
+    if hashlib.sha256(content).hexdigest() != facts.plugins.sha256:
         raise ModelError(
             f"{library} is not the {facts.plugins.library} that the engines in {folder} were built "
             "with (SHA-256 differs); give that one with --plugin-library FILE, or build the "

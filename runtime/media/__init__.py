@@ -33,7 +33,7 @@ class VideoChunk:
 
     @cached_property
     def frame(self) -> Frame:  # [H, W, 3]
-        """Upright RGB pixels: the rotation stored in the file has been applied."""
+        """RGB, upright and with square pixels: what the file says of both has been applied."""
         return self.convert()
 
 
@@ -56,14 +56,14 @@ class MediaInfo:
     name: str
     has_video: bool
     has_audio: bool
-    width: int  # 0 without video; as coded, before rotation
+    width: int  # 0 without video; as coded, before rotation and the pixels' aspect
     height: int
     fps: float | None
     duration_s: float | None
 
 
 class Source(Protocol):
-    """What :mod:`runtime.pipeline` reads from."""
+    """What :mod:`runtime.flow.stream_run` reads from."""
 
     @property
     def live(self) -> bool:

@@ -7,17 +7,20 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from runtime.errors import DependencyError, MediaError
+from runtime.errors import MediaError
 from runtime.media import Chunk, Frame, MediaInfo, VideoChunk
-from runtime.media.decoding import believable_fps
+from runtime.media.decoding import SQUARE, believable_aspect, believable_fps, shown_size
 from runtime.media.live import Notice, Reconnecting, silent
+from runtime.optional import optional
 
+MAX_RATIO = 1e6  # neither side of a pixel's aspect is larger
 MAX_DRIVER_AGE_S = 1.0  # a driver's timestamp older than this counts on another clock
 
 
@@ -27,6 +30,10 @@ def camera_index(source: str) -> int | None:
         return 0
     found = re.fullmatch(r"(?:/dev/video)?(\d{1,3})", source)
     return int(found[1]) if found else None
+
+
+def camera_name(index: int) -> str:
+    return f"camera:{index}"
 
 
 class CameraSource(Reconnecting[Any]):
@@ -40,9 +47,14 @@ class CameraSource(Reconnecting[Any]):
     ended = "it stopped giving pictures (unplugged, or taken by another program)"
 
     def __init__(
-        self, index: int = 0, *, notice: Notice = silent, device: Path | None = None
+        self,
+        index: int = 0,
+        *,
+        name: str | None = None,
+        notice: Notice = silent,
+        device: Path | None = None,
     ) -> None:
-        super().__init__(f"camera:{index}", notice)
+        super().__init__(name or camera_name(index), notice)
         self._cv2 = import_cv2("a camera")
         self._index = index
         self._device = device
@@ -74,6 +86,7 @@ class CameraSource(Reconnecting[Any]):
         return capture
 
     def _chunks(self, handle: Any) -> Iterator[Chunk]:
+        aspect = self._pixel_aspect(handle)
         while True:
             good, bgr = handle.read()
             now = time.monotonic()
@@ -82,12 +95,27 @@ class CameraSource(Reconnecting[Any]):
             taken_s = self._captured(handle, now)
             if self._start_s is None:
                 self._start_s = taken_s
-            yield VideoChunk(taken_s - self._start_s, partial(_to_rgb, bgr), taken_s)
+            show = partial(self._to_rgb, bgr, aspect)
+            yield VideoChunk(taken_s - self._start_s, show, taken_s)
 
     def _captured(self, capture: Any, now: float) -> float:
         """V4L2 stamps pictures with the monotonic clock; else the moment of arrival."""
         stamp_s = float(capture.get(self._cv2.CAP_PROP_POS_MSEC)) / 1000
         return stamp_s if 0 <= now - stamp_s <= MAX_DRIVER_AGE_S else now
+
+    def _pixel_aspect(self, capture: Any) -> Fraction:
+        """Square where the driver says nothing, as most."""
+        width, height = (
+            capture.get(key) for key in (self._cv2.CAP_PROP_SAR_NUM, self._cv2.CAP_PROP_SAR_DEN)
+        )
+        stated = 0 < width < MAX_RATIO and 0 < height < MAX_RATIO  # a NaN is neither
+        return believable_aspect(Fraction(width) / Fraction(height) if stated else None)
+
+    def _to_rgb(self, bgr: Frame, aspect: Fraction) -> Frame:  # [H, W, 3]
+        if aspect != SQUARE:
+            size = shown_size(bgr.shape[1], bgr.shape[0], aspect)
+            bgr = self._cv2.resize(bgr, size, interpolation=self._cv2.INTER_LINEAR)
+        return np.ascontiguousarray(bgr[:, :, ::-1])
 
     def _release(self, handle: Any) -> None:
         handle.release()
@@ -102,13 +130,7 @@ class CameraSource(Reconnecting[Any]):
             logging.setLogLevel(level)
 
 
-def _to_rgb(bgr: Frame) -> Frame:  # [H, W, 3]
-    return np.ascontiguousarray(bgr[:, :, ::-1])
-
-
 def import_cv2(purpose: str) -> Any:
-    try:
+    with optional(f"for {purpose}"):
         import cv2
-    except ImportError as err:
-        raise DependencyError(f"OpenCV is needed for {purpose}: pip install '.[cpu]'") from err
     return cv2

@@ -15,6 +15,10 @@ import numpy as np
 from runtime.media import ClockReport, Samples
 
 MAX_LEAP_S = 2.0  # a timestamp may run ahead of the time that has passed by so much
+PACED = 1.25  # a camera gives no more media than this times what has passed, once it has begun
+PACE_S = 1.0  # what has to have passed before that says anything
+RECORDED = 1.5  # and a recording more than this times what its transfer took
+MAX_AHEAD_S = 30.0  # no camera keeps more of the past for whoever connects
 SMALL_STEP_BACK_S = 0.5  # items that are late by less are dropped, by more: another clock
 MAX_SKEW_S = 10.0  # between the pictures and the sound of one sender
 FIT_SECONDS = 120  # over which a sound card's drift is fitted
@@ -115,6 +119,39 @@ class LiveClock:
 
     def _other(self, track: _Track) -> _Track:
         return next(t for t in self._tracks.values() if t is not track)
+
+
+class Pace:
+    """Does a connection bring things when they happen (a camera), or as fast as they are taken?
+
+    began_s : when it was asked for, so that what FFmpeg reads to find out what it is counts as well
+    """
+
+    def __init__(self, began_s: float) -> None:
+        self.paced = False  # shown so far
+        self._began_s, self._aside_s = began_s, 0.0
+        self._first_s, self._last_s = math.inf, -math.inf
+        self._fetched = False  # farther ahead than any camera
+
+    def came(self, t_s: float, now_s: float) -> None:
+        """Something of stream time ``t_s`` arrived."""
+        self._first_s, self._last_s = min(self._first_s, t_s), max(self._last_s, t_s)
+        passed_s = now_s - self._began_s
+        self._fetched |= self._media_s - passed_s > MAX_AHEAD_S
+        shown = passed_s >= PACE_S and self._media_s <= PACED * passed_s
+        self.paced = not self._fetched and (self.paced or shown)
+
+    def set_aside(self, seconds: float) -> None:
+        """So long nobody read: whoever takes the chunks was busy."""
+        self._aside_s += seconds
+
+    def recorded(self, now_s: float) -> bool:
+        """Did it come faster than it happened?  What a connection that just ended was."""
+        return self._media_s > RECORDED * (now_s - self._began_s - self._aside_s)
+
+    @property
+    def _media_s(self) -> float:
+        return max(0.0, self._last_s - self._first_s)
 
 
 class SoundClock:

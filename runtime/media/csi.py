@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime import leftovers
+from runtime.address import public_name, scheme_of
 from runtime.errors import DependencyError, MediaError, UsageError
 from runtime.media import Chunk, Frame, MediaInfo, VideoChunk
 from runtime.media.camera import import_cv2
@@ -37,12 +39,18 @@ Child = subprocess.Popen[bytes]
 
 def csi_sensor(source: str) -> int | None:
     """``csi://1`` -> 1; None: not a CSI camera.  Raises :class:`UsageError` for ``csi://x``."""
-    if not source.startswith("csi://"):
+    if scheme_of(source) != "csi":
         return None
-    found = re.fullmatch(r"csi://(\d{1,2})", source)
+    found = re.fullmatch(r"csi://(\d{1,2})", source, re.IGNORECASE)
     if found is None:
-        raise UsageError(f"{source}: a CSI camera is csi:// and its number, such as csi://0")
+        raise UsageError(
+            f"{public_name(source)}: a CSI camera is csi:// and its number, such as csi://0"
+        )
     return int(found[1])
+
+
+def csi_name(sensor: int) -> str:
+    return f"csi:{sensor}"
 
 
 def argus(sensor: int) -> list[str]:
@@ -69,12 +77,13 @@ class CsiSource(Reconnecting[Child]):
         self,
         sensor: int = 0,
         *,
+        name: str | None = None,
         notice: Notice = silent,
         elements: Sequence[str] | None = None,
         size: tuple[int, int] = (WIDTH, HEIGHT),
         stall_s: float = STALL_S,
     ) -> None:
-        super().__init__(f"csi:{sensor}", notice)
+        super().__init__(name or csi_name(sensor), notice)
         self._cv2 = import_cv2("a CSI camera")
         if elements is None:
             _need_argus()
@@ -88,11 +97,12 @@ class CsiSource(Reconnecting[Child]):
     def _connect(self) -> Child:
         command = [LAUNCH, "-q", *self._elements, "!", "fdsink", "fd=1", "sync=false"]
         try:
-            return subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL, bufsize=0,
-                start_new_session=True,  # Ctrl-C is for this process; it ends the child itself
-            )  # fmt: skip
+            with leftovers.unbroken():
+                return subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL, bufsize=0,
+                    start_new_session=True,  # Ctrl-C is for this process; it ends the child itself
+                )  # fmt: skip
         except OSError as err:
             raise MediaError(f"{self.name}: cannot start {LAUNCH} ({err.strerror})") from None
 

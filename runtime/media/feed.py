@@ -22,6 +22,7 @@ import threading
 import time
 from collections import Counter, deque
 
+from runtime import interrupt
 from runtime.closing import Closing
 from runtime.media import AudioChunk, Chunk, LiveSource, MediaInfo, Source, VideoChunk
 
@@ -42,19 +43,24 @@ class Feed(Closing):
     max_pictures : how many wait at most; by default what :data:`MAX_PICTURE_BYTES` holds,
         from :data:`MIN_PICTURES` to :data:`MAX_PICTURES`
     sample_rate_hz : of the source's sound
+    changed : is notified of whatever happens; one of several feeds lets one wait for all
 
     ``get`` is for one consumer.  ``drops`` counts what the queue dropped, by cause, together with
     what the source says it lost.  An exception of the source is kept in ``error``, never raised.
     """
 
     def __init__(
-        self, source: Source, *, max_pictures: int | None = None, sample_rate_hz: int = 16_000
+        self,
+        source: Source,
+        *,
+        max_pictures: int | None = None,
+        sample_rate_hz: int = 16_000,
+        changed: threading.Condition | None = None,
     ) -> None:
         self.info: MediaInfo = source.info
         self.live = source.live
         self.error: BaseException | None = None
         self._source = source
-        self._lossless = not source.live or (isinstance(source, LiveSource) and not source.paced)
         self._patience_s = (
             source.patience_s if isinstance(source, LiveSource) else DEFAULT_PATIENCE_S
         )
@@ -69,7 +75,8 @@ class Feed(Closing):
         self._epoch_s: float | None = None  # the monotonic time of stream second 0
         self._finished = False  # the source gives no more
         self._closing = False
-        self._changed = threading.Condition()
+        self._reading_s = 0.0  # that a file took to give what it gave
+        self._changed = changed or threading.Condition()
         self._thread = threading.Thread(target=self._read, name=f"feed {self.info.name}")
         self._thread.daemon = True  # a read that hangs must not keep the process
         self._thread.start()
@@ -92,6 +99,12 @@ class Feed(Closing):
             return self._finished and not self._queue
 
     @property
+    def ready(self) -> bool:
+        """:meth:`get` would not wait."""
+        with self._changed:
+            return bool(self._queue) or self._finished
+
+    @property
     def waiting(self) -> int:
         """Chunks in the queue."""
         return len(self._queue)
@@ -104,6 +117,12 @@ class Feed(Closing):
         with self._changed:
             lost.update(self._dropped)
         return dict(lost)
+
+    def take_reading_s(self) -> float:
+        """Seconds that a file took since the last call; of a live source nobody can tell."""
+        with self._changed:
+            spent_s, self._reading_s = self._reading_s, 0.0
+        return 0.0 if self.live else spent_s
 
     @property
     def now_s(self) -> float | None:
@@ -130,13 +149,22 @@ class Feed(Closing):
             self._changed.notify_all()
         if self.live:
             self._source.close()
-        self._thread.join(JOIN_S if self.live else None)
+        self._thread.join(JOIN_S if self.live or interrupt.requested() else None)
+
+    @property
+    def _lossless(self) -> bool:
+        """Asked anew each time: whether a stream over HTTP is paced shows while it is read."""
+        return not self.live or (isinstance(self._source, LiveSource) and not self._source.paced)
 
     def _read(self) -> None:
         try:
-            for chunk in self._source:
+            chunks = iter(self._source)
+            while True:
+                start = time.perf_counter()
+                chunk = next(chunks, None)
                 with self._changed:
-                    if not self._put(chunk):
+                    self._reading_s += time.perf_counter() - start
+                    if chunk is None or not self._put(chunk):
                         break
         except BaseException as err:  # whatever it is, it belongs to the consumer
             self.error = err

@@ -2,8 +2,9 @@
 """Pictures and sound of a local media file, by timestamp, through PyAV (FFmpeg).
 
 Time.  A chunk's ``t_s`` is its presentation timestamp times its stream's time base, minus the
-earliest start of the two streams: frame counters and nominal frame rates are never used, so
-variable frame rate needs no care.  A timestamp that is missing, repeated, runs backwards or leaps
+earliest start of the two streams: frame counters and nominal frame rates are not used, so
+variable frame rate needs no care.  Where a container states no such timestamps,
+:mod:`runtime.media.order` derives them.  One that is missing, repeated, runs backwards or leaps
 ahead is repaired or dropped and counted in :attr:`FileSource.damaged`; one bad timestamp never
 takes the rest of the stream with it (:class:`StreamClock`).
 
@@ -20,15 +21,18 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from runtime.address import scheme_of
 from runtime.closing import Closing
 from runtime.errors import MediaError, UsageError
 from runtime.media import AudioChunk, MediaInfo, VideoChunk
 from runtime.media.decoding import (
     MAX_STREAMS,
+    PixelAspect,
     Resampler,
     RgbConverter,
     check_size,
@@ -40,6 +44,10 @@ from runtime.media.decoding import (
     pick_streams,
     reason_of,
 )
+from runtime.media.local_files import ffmpeg_name, to_reopen
+from runtime.media.order import PictureTimes
+from runtime.media.picking import Tracks, notes
+from runtime.naming import name_of_file
 
 MAX_JUMP_S = 10.0  # a timestamp farther ahead must be confirmed by the next one
 MAX_GAP_S = 3600.0  # and one beyond this is never believed
@@ -48,6 +56,14 @@ FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg,wav,w64,aiff,"
     "mp3,aac,flac,ac3,eac3,h264,hevc,m4v,ivf,mxf,gif,nut,caf"
 )
+
+
+READ_OPTIONS = {
+    "protocol_whitelist": "file",
+    "format_whitelist": FORMATS,
+    "max_streams": str(MAX_STREAMS),
+}
+UNNAMED_LAYOUTS = {"1 channels": "mono", "2 channels": "stereo"}  # AVI says how many, no more
 
 
 class StreamClock:
@@ -86,6 +102,26 @@ class StreamClock:
 
 
 @dataclass(frozen=True)
+class SoundFormat:
+    """What a muxer must know of compressed sound."""
+
+    codec: str  # FFmpeg's name
+    sample_rate_hz: int
+    layout: str  # of the channels, FFmpeg's name
+    time_base: Fraction  # seconds a tick
+    extra: bytes  # the codec's own header, may be empty
+
+
+class SoundPacket(NamedTuple):
+    """Compressed sound; times in ticks of the file's clock."""
+
+    pts: int
+    dts: int
+    duration: int
+    data: bytes
+
+
+@dataclass(frozen=True)
 class OriginalSound:
     """Where the sound of a file is, for whoever copies it as it is."""
 
@@ -101,10 +137,13 @@ class FileSource(Closing):
     ----------
     path : file of one of the container formats in :data:`FORMATS`
     sample_rate_hz : to which sound is resampled (and mixed down to mono)
+    name : what it is called where people read it (default: its path)
+    tracks : which of several; by default those that players play
 
     Raises
     ------
-    UsageError : the file does not exist, or is a URL (live sources are not files)
+    UsageError : the file does not exist, is a pipe, a URL (live sources are not files), or lacks a
+        track that was asked for
     MediaError : it is empty, no media, has neither pictures nor sound, or frames are too large;
         also while iterating, when nothing in it could be decoded
     DependencyError : PyAV is not installed
@@ -112,39 +151,50 @@ class FileSource(Closing):
 
     live = False
 
-    def __init__(self, path: str | os.PathLike[str], *, sample_rate_hz: int = 16_000) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        sample_rate_hz: int = 16_000,
+        tracks: Tracks | None = None,
+    ) -> None:
         self._av = import_av()
+        self._tracks = tracks or Tracks()
         self._to_rgb = RgbConverter(self._av)
-        self._path = local_file(path)
+        self._path = Path(path)
+        self._file = to_reopen(local_file(path))
+        self._name = name_of_file(path) if name is None else name
         self._rate_hz = sample_rate_hz
         self._packets_damaged = 0
-        limit_s = MAX_GAP_S + self._path.stat().st_size / MIN_BYTES_PER_S
+        limit_s = MAX_GAP_S + self._file.stat().st_size / MIN_BYTES_PER_S
         self._video_clock = StreamClock(limit_s)
         self._audio_clock = StreamClock(limit_s)
         self._end_s = 0.0
         self.warnings: list[str] = []
         try:
             self._container: Any = self._av.open(
-                str(self._path),
-                options={
-                    "protocol_whitelist": "file",
-                    "format_whitelist": FORMATS,
-                    "max_streams": str(MAX_STREAMS),
-                },
+                ffmpeg_name(self._file),
+                options=dict(READ_OPTIONS),
                 metadata_errors="replace",
             )
         except MemoryError:  # FFmpeg says so of too many streams, too
             raise MediaError(
-                f"{self._path}: asks for more memory than there is, or has more than "
+                f"{self._name}: asks for more memory than there is, or has more than "
                 f"{MAX_STREAMS} streams"
             ) from None
         except (self._av.FFmpegError, OSError, ValueError) as err:
             raise MediaError(
-                f"{self._path}: not a media file that can be read, or cut off ({reason_of(err)})"
+                f"{self._name}: not a media file that can be read, or cut off ({reason_of(err)})"
             ) from None
         try:
             self._video, self._audio = self._pick_streams()
             self.info = self._describe()
+            if self._video is not None:
+                self._step_s = 1 / (self.info.fps or 25.0)
+                self._aspect = PixelAspect(self._video)
+                self._times = PictureTimes(self._container, self._video, self._step_s)
+            self.warnings += notes(self._av, self._container, self._tracks)
         except BaseException:
             self.close()
             raise
@@ -160,13 +210,36 @@ class FileSource(Closing):
             return None
         return OriginalSound(self._path, int(self._audio.index), self._zero_s)
 
+    def sound_format(self, index: int) -> SoundFormat:
+        """Of the sound in the stream of that number."""
+        stream = self._container.streams[index]
+        context = stream.codec_context
+        return SoundFormat(
+            context.codec.canonical_name,
+            context.sample_rate,
+            UNNAMED_LAYOUTS.get(context.layout.name, context.layout.name),
+            Fraction(stream.time_base),
+            context.extradata or b"",
+        )
+
+    def sound_packets(self, index: int) -> Iterator[SoundPacket]:
+        """What is in that stream as it is; nothing is decoded.  Instead of the chunks."""
+        try:
+            packets = self._container.demux(self._container.streams[index])
+            while (packet := next_packet(packets)) is not None:
+                if packet.dts is not None and packet.size:
+                    pts = packet.dts if packet.pts is None else packet.pts
+                    yield SoundPacket(pts, packet.dts, packet.duration or 0, bytes(packet))
+        except (self._av.FFmpegError, OSError) as err:  # the container breaks off here
+            self.warnings.append(f"the original sound breaks off: {reason_of(err)}")
+
     def __iter__(self) -> Iterator[VideoChunk | AudioChunk]:
         chunks = 0
         for chunk in self._chunks():
             chunks += 1
             yield chunk
         if not chunks:
-            raise MediaError(f"{self._path}: nothing in it could be decoded; the file is damaged")
+            raise MediaError(f"{self._name}: nothing in it could be decoded; the file is damaged")
         declared = self.info.duration_s
         if declared is not None and declared - self._end_s > max(0.5, 0.05 * declared):
             self.warnings.append(
@@ -178,8 +251,9 @@ class FileSource(Closing):
         self._container.close()
 
     def _pick_streams(self) -> tuple[Any, Any]:
-        """The first moving picture (cover art is none) and the first sound with a decoder."""
-        video, audio = pick_streams(self._av, self._container, str(self._path), thread_type="AUTO")
+        video, audio = pick_streams(
+            self._av, self._container, self._name, thread_type="AUTO", tracks=self._tracks
+        )
         starts = [float(s.start_time * s.time_base) for s in (video, audio) if s and s.start_time]
         # A stream without a stated start begins at 0, which may be before the other one's.
         unstated = any(s is not None and not s.start_time for s in (video, audio))
@@ -191,7 +265,7 @@ class FileSource(Closing):
         duration = self._container.duration
         seconds = duration / self._av.time_base if duration is not None else math.nan
         return MediaInfo(
-            name=str(self._path).encode("utf-8", "replace").decode(),  # a name may be no text
+            name=self._name,
             has_video=video is not None,
             has_audio=audio is not None,
             width=video.codec_context.width if video is not None else 0,
@@ -201,7 +275,7 @@ class FileSource(Closing):
         )
 
     def _chunks(self) -> Iterator[VideoChunk | AudioChunk]:
-        resampler = Resampler(self._av, self._rate_hz)
+        resampler = Resampler(self._av, self._rate_hz, hold=True, notice=self.warnings.append)
         for frame in self._frames():
             if isinstance(frame, self._av.VideoFrame):
                 chunk = self._video_chunk(frame)
@@ -232,6 +306,8 @@ class FileSource(Closing):
                 packet = None
             if packet is None:
                 break
+            if packet.stream is self._video:
+                self._times.sent(packet)
             yield from self._decode(packet.stream, packet)
         for stream in streams:  # after a break the decoders still hold their last frames
             yield from self._decode(stream, None)
@@ -249,16 +325,16 @@ class FileSource(Closing):
         return None if pts is None or not time_base else float(pts * time_base) - self._zero_s
 
     def _video_chunk(self, frame: Any) -> VideoChunk | None:
-        check_size(str(self._path), frame.width, frame.height)
-        time_base = frame.time_base or self._video.time_base
-        step_s = 1 / (self.info.fps or 25.0)
-        t_s = self._video_clock.accept(self._seconds(frame.pts, time_base), step_s)
+        check_size(self._name, frame.width, frame.height)
+        time_base, step_s = frame.time_base or self._video.time_base, self._step_s
+        pts = self._times.shown(frame, time_base)
+        t_s = self._video_clock.accept(self._seconds(pts, time_base), step_s)
         if frame.is_corrupt:
             self._packets_damaged += 1
         if t_s is None:
             return None
         self._end_s = max(self._end_s, t_s + step_s)
-        return VideoChunk(t_s, partial(self._to_rgb, frame))
+        return VideoChunk(t_s, partial(self._to_rgb, frame, self._aspect.of(frame)))
 
     def _audio_chunks(self, frames: list[Any]) -> Iterator[AudioChunk]:
         for frame in frames:
@@ -271,16 +347,16 @@ class FileSource(Closing):
 
 
 def local_file(path: str | os.PathLike[str]) -> Path:
-    if "://" in str(path):
-        scheme = str(path).split("://", 1)[0]
+    scheme = scheme_of(str(path))
+    if scheme is not None:
         raise UsageError(f"{scheme}:// sources are not supported by this version; give a file")
     file = Path(path)
     try:
         if not file.exists():
             raise UsageError(f"{file}: no such file")
-        if not file.is_file():
+        if file.is_dir():
             raise MediaError(f"{file}: not a file")
-        if file.stat().st_size == 0:
+        if file.is_file() and file.stat().st_size == 0:
             raise MediaError(f"{file}: the file is empty")
     except OSError as err:  # a name that is too long, a folder that nobody may look into
         raise MediaError(f"{file}: cannot be looked up ({err.strerror})") from None

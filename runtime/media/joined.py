@@ -25,7 +25,6 @@ class JoinedSource(Closing):
     """
 
     live = True
-    paced = True
 
     def __init__(self, pictures: LiveSource, sound: LiveSource) -> None:
         if not pictures.info.has_video:
@@ -33,8 +32,11 @@ class JoinedSource(Closing):
         self._pictures, self._sound = pictures, sound
         self.info: MediaInfo = replace(pictures.info, has_audio=True)
         self.patience_s = max(pictures.patience_s, sound.patience_s)
-        self.paced = pictures.paced
         self._stop = threading.Event()
+
+    @property
+    def paced(self) -> bool:
+        return self._pictures.paced
 
     @property
     def damaged(self) -> int:

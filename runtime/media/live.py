@@ -3,7 +3,8 @@
 
 A connection that breaks off, stalls or ends is made again, first at once and then after pauses that
 double up to :data:`MAX_PAUSE_S`.  Every outage is said when it begins and when it is over, and
-counted.  Only a source that never gave anything is an error.
+counted.  Only a source that never gave anything is an error.  One that gives up, having waited
+long enough, ends where it was lost: that was no outage.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class Reconnecting(Closing, ABC, Generic[Handle]):
     live = True
     paced = True
     patience_s = 2.0
+    must_begin = True  # to give nothing at all is an error
+    again = "trying again"  # what is done about an outage, in words
 
     def __init__(self, name: str, notice: Notice = silent) -> None:
         self.name = name
@@ -60,6 +63,7 @@ class Reconnecting(Closing, ABC, Generic[Handle]):
         self._given = 0  # chunks of this connection
         self._last_outage = ""
         self._cut_off = ""  # why a stream of known length broke off
+        self._through = False  # this was all: it is not to be connected to again
 
     @property
     def damaged(self) -> int:
@@ -84,6 +88,7 @@ class Reconnecting(Closing, ABC, Generic[Handle]):
             self._iterating = True
         ever = False
         lost_s: float | None = None  # when the present outage began
+        before = ""  # why the one before it began
         pause_s = FIRST_PAUSE_S
         try:
             while not self._stop.is_set():
@@ -103,24 +108,26 @@ class Reconnecting(Closing, ABC, Generic[Handle]):
                     reason = str(err).removeprefix(f"{self.name}: ")
                     if isinstance(err, StallError):
                         self.drops["stall"] += 1
-                    if not ever:
+                    if not ever and self.must_begin:
                         raise
                     self._cut_off = "" if self.live else reason
                 finally:
                     self._let_go()
-                if not ever and not self._stop.is_set():
+                if not ever and self.must_begin and not self._stop.is_set():
                     raise MediaError(f"{self.name}: {reason} before it gave anything")
-                if self._stop.is_set() or not self.live:
+                if self._stop.is_set() or self._through or not self.live:
                     return
                 if lost_s is None:
                     lost_s = time.monotonic()
                     self.outages += 1
-                    self._last_outage = reason
-                    self._notice(f"{self.name}: {reason}; trying again")
+                    before, self._last_outage = self._last_outage, reason
+                    self._notice(f"{self.name}: {reason}; {self.again}")
                 self._stop.wait(pause_s)
                 pause_s = min(2 * pause_s, MAX_PAUSE_S)
         finally:
-            if lost_s is not None:
+            if lost_s is not None and self._through:
+                self.outages, self._last_outage = self.outages - 1, before
+            elif lost_s is not None:
                 self.outage_s += time.monotonic() - lost_s
             with self._lock:
                 self._iterating = False

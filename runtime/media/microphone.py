@@ -19,6 +19,7 @@ from runtime.media import AudioChunk, Chunk, MediaInfo, Samples
 from runtime.media.clock import SoundClock
 from runtime.media.decoding import Resampler, clean_samples, import_av
 from runtime.media.live import Notice, Reconnecting, StallError, silent
+from runtime.optional import optional
 
 BLOCK_S = 0.02
 MAX_BLOCKS = 500  # ten seconds wait at most
@@ -152,9 +153,8 @@ def find_device(sounddevice: Any, wanted: str | None) -> tuple[int, str]:
 
 def _import_sounddevice() -> Any:
     try:
-        import sounddevice
-    except ImportError as err:
-        raise DependencyError(f"sounddevice is needed for a microphone: {INSTALL}") from err
+        with optional("for a microphone"):
+            import sounddevice
     except OSError as err:  # it is there, the library that it loads is not
         raise DependencyError(f"PortAudio is needed for a microphone: {INSTALL_PORTAUDIO}") from err
     return sounddevice

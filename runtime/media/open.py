@@ -9,25 +9,32 @@ browser              camera and microphone of a browser, by the page (:mod:`runt
 rtsp:// rtsps://     a network stream
 http:// https://     HLS, MPEG-TS and what else HTTP carries
 talk.mp4             a file; also a folder or a glob of them
-door.streams         a list: one source a line, ``#`` starts a comment, paths count from the list
+door.streams         a list: one source a line, ``#`` starts a comment, paths count from the list;
+                     ``front door = SOURCE`` gives it a name
 ==================== ===========================================================================
 
-Addresses are never shown with user, password or query (:func:`runtime.media.address.public_name`).
+What a source is called everywhere is decided here, once: :func:`name_sources`.
 """
 
 from __future__ import annotations
 
 import glob
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runtime.address import check_address, public_name, public_text, scheme_of
 from runtime.errors import UsageError
-from runtime.media.address import check_address, public_name, scheme_of
-from runtime.media.camera import camera_index
-from runtime.media.csi import csi_sensor
+from runtime.files import read_bounded
+from runtime.media.camera import camera_index, camera_name
+from runtime.media.csi import csi_name, csi_sensor
 from runtime.media.live import Notice, silent
+from runtime.media.local_files import media_files
+from runtime.media.picking import Tracks
+from runtime.naming import name_of_file, plain, told_apart
 
 if TYPE_CHECKING:
     from runtime.media import LiveSource, Source
@@ -35,7 +42,8 @@ if TYPE_CHECKING:
 BROWSER = "browser"
 ISOLATED, INLINE = DECODERS = ("process", "inline")  # where a file is decoded
 LIST_SUFFIX = ".streams"
-MAX_LIST_BYTES = 1_000_000
+MAX_LIST_BYTES = 1 << 20
+NAMED = re.compile(r"(?P<name>[^=]*[^=\s])\s+=\s+(?P<source>.*)")  # a line of a list
 MEDIA_SUFFIXES = frozenset(
     [
         *(".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts"),
@@ -74,41 +82,96 @@ def expand_sources(given: Sequence[str]) -> list[str]:
     Raises :class:`UsageError` for what does not exist, a folder, glob or list without sources, an
     address that is not supported.
     """
-    found: dict[str, None] = {}
-    for source in given:
-        found.update(dict.fromkeys(_expand(source)))
-    return list(found)
+    return list(name_sources(given))
+
+
+def name_sources(given: Sequence[str], names: Sequence[str] = ()) -> dict[str, str]:
+    """The sources of :func:`expand_sources`, each with what it is called everywhere.
+
+    That is the name in ``names`` (one for each of ``given``) or in a list, or else what may be
+    shown of its address, or its path.  Names that would be equal get a number, in order.
+
+    Raises :class:`UsageError` as :func:`expand_sources`, and for names that do not go with them.
+    """
+    if names and len(names) != len(given):
+        raise UsageError(
+            f"--name: {len(names)} for {len(given)} sources; give one with each --source, in the "
+            "same order"
+        )
+    found: dict[str, str | None] = {}
+    for i, source in enumerate(given):
+        inside = _expand(source)
+        if names:
+            inside = _called(source, names[i], list(inside))
+        for one, name in inside.items():
+            found[one] = found.get(one) or name
+    shown = told_apart([name or own_name(source) for source, name in found.items()])
+    return dict(zip(found, shown, strict=True))
+
+
+def _called(given: str, name: str, inside: Sequence[str]) -> dict[str, str | None]:
+    """``name`` for the one source that ``given`` is."""
+    called = plain(name)
+    if not called:
+        raise UsageError("a source's name is empty")
+    if len(inside) != 1:
+        raise UsageError(
+            f"{public_text(given)}: it is {len(inside)} sources, which cannot all be called "
+            f"{called}; give them names in a {LIST_SUFFIX} list"
+        )
+    return {inside[0]: called}
+
+
+def own_name(source: str) -> str:
+    """What a source is called to which nobody gave a name."""
+    if source == BROWSER:
+        return source
+    sensor = csi_sensor(source)
+    if sensor is not None:
+        return csi_name(sensor)
+    if scheme_of(source) is not None:
+        return plain(public_name(source))
+    index = _camera(source)
+    return name_of_file(Path(source)) if index is None else camera_name(index)
 
 
 def open_source(
     source: str,
     *,
+    name: str | None = None,
     sound: Sound | None = None,
     transport: str = "tcp",
     sample_rate_hz: int = 16_000,
     notice: Notice = silent,
     isolated: bool = True,
+    tracks: Tracks | None = None,
 ) -> Source:
     """One source of :func:`expand_sources`, open.
 
+    name : what it is called everywhere, of :func:`name_sources`; default: what may be shown of it
     sound : default ``same``; a microphone replaces the source's own sound
     transport : of RTSP, ``tcp`` or ``udp``
     notice : is told the outages of a live source
-    isolated : decode a file in a process of its own (:mod:`runtime.media.isolated`)
+    isolated : decode a file in a process of its own (:mod:`runtime.media.sandbox.reader`)
+    tracks : which of a file's or a network stream's; by default those that players play
 
     Raises :class:`runtime.errors.UserError` where it cannot be opened.
     """
     sound = sound or Sound()
     if sound.kind != "mic":
-        return _open(source, transport, sample_rate_hz, notice, isolated)
+        return _open(source, name, transport, sample_rate_hz, notice, isolated, tracks)
+    if tracks is not None and tracks.audio is not None:
+        raise UsageError("--audio-track chooses the sound of a source, and --audio mic replaces it")
     if not is_live(source):
-        raise UsageError(f"{source}: a microphone goes with a live source, not with a file")
+        raise UsageError(
+            f"{public_text(source)}: a microphone goes with a live source, not with a file"
+        )
     from runtime.media.joined import JoinedSource
     from runtime.media.microphone import MicrophoneSource
 
     microphone = MicrophoneSource(sound.device, sample_rate_hz=sample_rate_hz, notice=notice)
     try:
-        pictures = _open(source, transport, sample_rate_hz, notice, isolated)
+        pictures = _open(source, name, transport, sample_rate_hz, notice, isolated, tracks)
         try:
             return JoinedSource(_live(pictures), microphone)
         except BaseException:
@@ -128,28 +191,40 @@ def _live(source: Source) -> LiveSource:
 
 
 def _open(
-    source: str, transport: str, sample_rate_hz: int, notice: Notice, isolated: bool
+    source: str,
+    name: str | None,
+    transport: str,
+    sample_rate_hz: int,
+    notice: Notice,
+    isolated: bool,
+    tracks: Tracks | None,
 ) -> Source:
     from runtime.media.camera import CameraSource
     from runtime.media.csi import CsiSource
     from runtime.media.file import FileSource
-    from runtime.media.isolated import IsolatedFile
     from runtime.media.network import NetworkSource
+    from runtime.media.sandbox.reader import IsolatedFile
 
     if source == BROWSER:
         raise UsageError(f"--source {BROWSER}: it is the page's camera, of runtime.stream --web")
-    sensor = csi_sensor(source)
+    sensor, index = csi_sensor(source), _camera(source)
+    if (sensor is not None or index is not None) and (tracks or Tracks()) != Tracks():
+        raise UsageError(f"{source}: a camera has no tracks that one could choose from")
     if sensor is not None:
-        return CsiSource(sensor, notice=notice)
+        return CsiSource(sensor, name=name, notice=notice)
     if scheme_of(source) is not None:
         return NetworkSource(
-            source, sample_rate_hz=sample_rate_hz, transport=transport, notice=notice
+            source,
+            name=name,
+            sample_rate_hz=sample_rate_hz,
+            transport=transport,
+            tracks=tracks,
+            notice=notice,
         )
-    index = _camera(source)
     if index is not None:
-        return CameraSource(index, notice=notice)
+        return CameraSource(index, name=name, notice=notice)
     open_file = IsolatedFile if isolated else FileSource
-    return open_file(source, sample_rate_hz=sample_rate_hz)
+    return open_file(source, name=name, sample_rate_hz=sample_rate_hz, tracks=tracks)
 
 
 def _camera(source: str) -> int | None:
@@ -158,13 +233,17 @@ def _camera(source: str) -> int | None:
     return index if source.startswith("/dev/") or not Path(source).exists() else None
 
 
-def _expand(source: str) -> list[str]:
+def _expand(source: str) -> dict[str, str | None]:
+    """What it stands for, each with the name that a list gives it."""
     if "\0" in source:  # no system can look it up, and Python's answer is no OSError
         raise UsageError("the name of a source holds a NUL character; this is no list of sources")
     try:
-        return _find(source)
+        path = Path(source)
+        if path.suffix.lower() == LIST_SUFFIX and path.exists() and not path.is_dir():
+            return _read_list(path)
+        return dict.fromkeys(_find(source))
     except OSError as err:  # a name that is too long, a folder that nobody may look into
-        raise UsageError(f"{source}: cannot be looked up ({err.strerror})") from None
+        raise UsageError(f"{public_text(source)}: cannot be looked up ({err.strerror})") from None
 
 
 def _find(source: str) -> list[str]:
@@ -175,14 +254,8 @@ def _find(source: str) -> list[str]:
     if source == BROWSER:
         return [source]
     path = Path(source)
-    if path.suffix.lower() == LIST_SUFFIX and path.is_file():
-        return _read_list(path)
     if path.is_dir():
-        inside = sorted(
-            str(file)
-            for file in path.rglob("*")
-            if file.suffix.lower() in MEDIA_SUFFIXES and file.is_file()
-        )
+        inside = [str(file) for file in media_files(path, MEDIA_SUFFIXES)]
         if not inside:
             raise UsageError(f"{source}: the folder holds no media files")
         return inside
@@ -191,34 +264,44 @@ def _find(source: str) -> list[str]:
     if glob.has_magic(source):
         matches = sorted(f for f in glob.glob(source, recursive=True) if Path(f).is_file())  # noqa: PTH207
         if not matches:
-            raise UsageError(f"{source}: no file matches")
+            raise UsageError(f"{public_text(source)}: no file matches")
         return matches
-    raise UsageError(f"{source}: no such file or folder")
+    raise UsageError(f"{public_text(source)}: no such file or folder")
 
 
-def _read_list(path: Path) -> list[str]:
+def _read_list(path: Path) -> dict[str, str | None]:
     """The sources of a list; a list in a list is refused."""
-    if path.stat().st_size > MAX_LIST_BYTES:
-        raise UsageError(f"{path}: a list of sources is small; this is none")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_bounded(path, MAX_LIST_BYTES).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as err:
-        raise UsageError(f"{path}: not a list of sources that can be read ({err})") from None
-    found: list[str] = []
+        why = err.strerror if isinstance(err, OSError) else err
+        raise UsageError(f"{path}: not a list of sources that can be read ({why})") from None
+    found: dict[str, str | None] = {}
     for number, line in enumerate(lines, 1):
         source = line.strip()
         if not source or source.startswith("#"):
             continue
         if source.lower().endswith(LIST_SUFFIX):
             raise UsageError(f"{path}, line {number}: a list inside a list")
-        local = scheme_of(source) is None and camera_index(source) is None
         try:
-            found += _expand(str(path.parent / source) if local else source)
+            named = NAMED.fullmatch(source)
+            if named and scheme_of(source) is None and not os.path.exists(path.parent / source):  # noqa: PTH110, it never raises
+                inside = _expand(_from_list(path, named["source"]))
+                inside = _called(named["source"], named["name"], list(inside))
+            else:
+                inside = _expand(_from_list(path, source))
         except UsageError as err:
             raise UsageError(f"{path}, line {number}: {err}") from None
+        for one, name in inside.items():
+            found[one] = found.get(one) or name
     if not found:
         raise UsageError(f"{path}: the list holds no sources")
     return found
+
+
+def _from_list(path: Path, source: str) -> str:
+    local = scheme_of(source) is None and camera_index(source) is None
+    return str(path.parent / source) if local else source
 
 
 __all__ = [
@@ -230,7 +313,9 @@ __all__ = [
     "Sound",
     "expand_sources",
     "is_live",
+    "name_sources",
     "open_source",
+    "own_name",
     "parse_sound",
     "public_name",
 ]

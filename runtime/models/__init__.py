@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runtime.backends.base import FRAME_ENCODER_FILE, FUSION_FILE
 from runtime.errors import UsageError
+from runtime.spec import FRAME_ENCODER_FILE, FUSION_FILE
 
 PRESETS = ("msct", "msct-tiny")  # all that the trainer knows; some ship no weights
 DEFAULT_PRESET = "msct-tiny"
@@ -24,6 +24,11 @@ def has_pair(folder: Path) -> bool:
 def shipped_presets() -> list[str]:
     """Names of the presets that came with weights, sorted."""
     return sorted(folder.name for folder in _HERE.iterdir() if has_pair(folder))
+
+
+def is_shipped(folder: Path) -> bool:
+    """Does it lie beside this file, and is as trustworthy as the code?"""
+    return folder.resolve().parent == _HERE
 
 
 def model_dir(name_or_path: str | Path) -> Path:
@@ -49,6 +54,13 @@ def model_dir(name_or_path: str | Path) -> Path:
         f"no model named {name!r} and no such folder; shipped presets: {known}; other "
         "models are made with python -m export.build_engine --output FOLDER"
     )
+
+
+def model_files(name_or_path: str | Path | None) -> list[Path]:
+    """What lies in the folder of :func:`model_dir`, as far as there is one; None: the default."""
+    name = str(name_or_path or DEFAULT_PRESET)
+    folder = _HERE / name if name in shipped_presets() else Path(name)
+    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def model_folder(folder: Path) -> Path:

@@ -21,12 +21,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from runtime.errors import UserError
+from runtime.flow.sink import MediaSink, Picture, ScoresSink, Sink, StartSink
+from runtime.judging.verdict import Verdict
 from runtime.media import AudioChunk
-from runtime.sinks import MediaSink, Picture, Sink, StartSink
-from runtime.verdict import Verdict
+from runtime.naming import plain
 
 if TYPE_CHECKING:
-    from runtime.pipeline import Summary
+    from runtime.flow.session import WindowRecord
+    from runtime.flow.summary import Summary
 
 MAX_ITEMS = 2000  # in the queue; verdicts of one face for 400 s
 MAX_PICTURE_BYTES = 64 << 20  # of the pictures in the queue; 23 of 1280x720
@@ -41,7 +43,7 @@ PLURALS = {"piece of sound": "pieces of sound"}
 
 
 def say(line: str) -> None:
-    print(f"warning: {line}", file=sys.stderr, flush=True)
+    print(f"warning: {plain(line)}", file=sys.stderr, flush=True)
 
 
 class Worker:
@@ -189,6 +191,11 @@ class Background:
         if isinstance(self.sink, StartSink):
             self.sink.begin(summary)  # it is quick, and nothing waits yet
 
+    def scores(self, record: WindowRecord) -> None:
+        sink = self.sink
+        if isinstance(sink, ScoresSink):
+            self.worker.put("score", lambda: sink.scores(record))
+
     def write(self, verdict: Verdict) -> None:
         self.worker.put("verdict", lambda: self.sink.write(verdict))
 
@@ -220,5 +227,5 @@ def in_background(
 
 
 def _one_line(err: Exception) -> str:
-    text = " ".join(str(err).split())
+    text = plain(str(err))
     return text if isinstance(err, UserError) else f"{type(err).__name__}: {text}"

@@ -13,20 +13,19 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
+from runtime import leftovers
 from runtime.closing import Closing
-from runtime.errors import UserError
-from runtime.verdict import Verdict
+from runtime.files import OutputError
+from runtime.judging.verdict import Verdict
+from runtime.overwrites import STANDARD_OUTPUT
 
-STANDARD_OUTPUT = "-"
 
-
-class OutputError(UserError):
-    """An output that cannot be written."""
+class RecordError(OutputError):
+    """The record of the whole run, ``--jsonl``, cannot be written."""
 
 
 class JsonLinesSink(Closing):
@@ -34,7 +33,7 @@ class JsonLinesSink(Closing):
 
     live : add each line to the file at once, whole; there is nothing to commit
 
-    Raises :class:`OutputError` where the target cannot be written, before any verdict is made.
+    Raises :class:`RecordError` where the target cannot be written, before any verdict is made.
     """
 
     def __init__(self, target: str | Path, *, live: bool = False) -> None:
@@ -54,11 +53,11 @@ class JsonLinesSink(Closing):
             else:
                 self._stream = self._open_temporary()
         except OSError as err:
-            raise OutputError(f"cannot write {target}: {_why(err)}") from None
+            raise RecordError(f"cannot write {target}: {_why(err)}") from None
         self._name = str(target)
 
     def write(self, verdict: Verdict) -> None:
-        """Raises :class:`OutputError` on a full disk or a reader that went away."""
+        """Raises :class:`RecordError` on a full disk or a reader that went away."""
         try:
             if self._appended is not None:
                 _append(self._appended, verdict.to_json().encode() + b"\n")
@@ -80,6 +79,7 @@ class JsonLinesSink(Closing):
             self._temporary.replace(self._target)
         except OSError as err:
             self._give_up(err)
+        leftovers.forget(self._temporary)
         self._temporary = None
 
     def close(self) -> None:
@@ -89,16 +89,12 @@ class JsonLinesSink(Closing):
                 self._stream.close()
         if self._temporary is not None:
             self._temporary.unlink(missing_ok=True)
+            leftovers.forget(self._temporary)
             self._temporary = None
 
     def _open_temporary(self) -> TextIO:
-        folder = self._target.parent
-        handle, name = tempfile.mkstemp(prefix=f".{self._target.name}.", suffix=".tmp", dir=folder)
-        self._temporary = Path(name)
-        mask = os.umask(0)
-        os.umask(mask)
-        self._temporary.chmod(0o666 & ~mask)  # mkstemp's 0600 would surprise the reader
-        return os.fdopen(handle, "w", encoding="utf-8")
+        self._temporary = leftovers.new_file(self._target)
+        return self._temporary.open("w", encoding="utf-8")
 
     def _open_append(self) -> TextIO:
         handle = os.open(self._target, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
@@ -113,7 +109,7 @@ class JsonLinesSink(Closing):
     def _give_up(self, err: OSError) -> None:
         if self._stream is sys.stdout:  # or Python would complain once more when it exits
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise OutputError(f"cannot write {self._name}: {_why(err)}") from None
+        raise RecordError(f"cannot write {self._name}: {_why(err)}") from None
 
 
 def _append(handle: int, line: bytes) -> None:

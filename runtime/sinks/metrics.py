@@ -2,29 +2,39 @@
 """Prometheus metrics of the verdicts and of the run, on a registry of their own.
 
 Names and units follow Prometheus' own rules (base units, ``_total`` for counters).  Counters of the
-run are read when somebody asks: its :class:`runtime.session.Stats` are alive while it runs.  The
-server listens on this machine alone unless it was told otherwise.
+run are read when somebody asks: its :class:`runtime.flow.summary.Stats` are alive while it runs.
+The server listens on this machine alone unless it was told otherwise, and answers to the same names
+as the page (:meth:`runtime.listen.Address.refusal`).
 """
 
 from __future__ import annotations
 
+import http.client
+import socket
+import socketserver
+import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from runtime.errors import DependencyError, UserError
-from runtime.listen import parse_listen
-from runtime.losses import losses
+from runtime.errors import UserError
+from runtime.flow.summary import losses
+from runtime.judging.verdict import Verdict
+from runtime.listen import REFUSALS, Address, parse_listen
+from runtime.optional import optional
 from runtime.sinks.background import Worker
-from runtime.sinks.timeline import shown_scores
-from runtime.verdict import Verdict
+from runtime.sinks.terminal import shown_scores
 
 if TYPE_CHECKING:
-    from runtime.pipeline import Summary
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from runtime.flow.summary import Summary
 
 DEFAULT_ADDRESS = "127.0.0.1:9108"
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0)
+REQUEST_S = 10.0  # without a word from a client it is let go
 MAX_FACES = 16  # a source; gauges of faces seen less lately are dropped, or they pile up for ever
 
 Losses = Callable[[], Sequence[Worker]]
@@ -41,7 +51,7 @@ class MetricsSink:
         client = _import_client()
         self._client, self._workers = client, workers
         self.registry = client.CollectorRegistry()
-        self._server: Any = None
+        self._server: _Server | None = None
         self._runs: dict[str, Summary] = {}
         self._faces: dict[str, OrderedDict[str, None]] = {}
 
@@ -82,18 +92,21 @@ class MetricsSink:
         _set(self._offset, (source, face), None if offset is None else offset / 1000)
         self._forget_faces(source, face)
 
-    def serve(self, address: str) -> str:
-        """Listen there (:func:`runtime.listen.parse_listen`); returns the address of the page.
+    def serve(self, address: str, allowed: Iterable[str] = ()) -> str:
+        """Listen there (:func:`parse_address`); returns the address of the page.
 
         Raises :class:`UsageError` for what is no address and :class:`UserError` where it is taken.
         """
-        host, port = parse_listen(address, DEFAULT_ADDRESS, "--metrics")
+        where = parse_address(address, allowed)
         try:
-            self._server, _ = self._client.start_http_server(port, host, registry=self.registry)
-        except (OSError, OverflowError) as err:
-            why = getattr(err, "strerror", None) or str(err)
+            self._server = _Server(where, self._client.make_wsgi_app(self.registry))
+        except OSError as err:
+            why = err.strerror or str(err)
             raise UserError(f"--metrics {address}: cannot listen there: {why}") from None
-        shown = f"[{host}]" if ":" in host else host
+        threading.Thread(
+            target=self._server.serve_forever, name="msct-metrics", daemon=True
+        ).start()
+        shown = f"[{where.host}]" if ":" in where.host else where.host
         return f"http://{shown}:{self._server.server_port}/metrics"
 
     def close(self) -> None:
@@ -111,6 +124,49 @@ class MetricsSink:
             for modality in ("both", "picture", "voice"):
                 _set(self._p_fake, (source, gone, modality), None)
             _set(self._offset, (source, gone), None)
+
+
+def parse_address(text: str, allowed: Iterable[str] = ()) -> Address:
+    """As :func:`runtime.listen.parse_listen`."""
+    return Address(*parse_listen(text, DEFAULT_ADDRESS, "--metrics"), frozenset(allowed))
+
+
+class _Server(socketserver.ThreadingMixIn, WSGIServer):
+    """Serves ``app`` at an address, to whom that address answers."""
+
+    daemon_threads = True
+
+    def __init__(self, address: Address, app: WSGIApplication) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        super().__init__((address.host, address.port), _Handler)
+        self.set_app(_guarded(app, address))
+
+    def server_bind(self) -> None:
+        """As in the base class, which also looks up the name that the address has in the DNS."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+        self.setup_environ()
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that went away is nobody's error."""
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = REQUEST_S
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def _guarded(app: WSGIApplication, address: Address) -> WSGIApplication:
+    def guard(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        status = address.refusal(environ.get("HTTP_HOST", ""), environ.get("HTTP_ORIGIN"))
+        if status is None:
+            return app(environ, start)
+        start(f"{status} {http.client.responses[status]}", [("Content-Type", "text/plain")])
+        return [f"{REFUSALS[status]}\n".encode()]
+
+    return guard
 
 
 class _Runs:
@@ -184,11 +240,7 @@ def _set(gauge: Any, labels: tuple[str, ...], value: float | None) -> None:
 
 
 def _import_client() -> Any:
-    try:
+    with optional("for --metrics"):
         import prometheus_client
         import prometheus_client.core
-    except ImportError as err:
-        raise DependencyError(
-            "prometheus_client is needed for --metrics: pip install '.[metrics]'"
-        ) from err
     return prometheus_client

@@ -9,36 +9,41 @@ says whether something that was asked for is missing.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from runtime import listen
+from runtime.address import public_name, scheme_of
 from runtime.backends.base import Backend
 from runtime.closing import Closing
+from runtime.command import other_inputs
 from runtime.errors import UsageError, UserError
+from runtime.files import read_bounded
+from runtime.flow.sink import Sink
 from runtime.interrupt import Interrupt
-from runtime.listen import is_loopback, parse_listen
 from runtime.media import Source
+from runtime.media.open import own_name
 from runtime.models import DEFAULT_PRESET, model_dir
-from runtime.sinks import Sink
+from runtime.naming import file_stem, plain
+from runtime.overwrites import refuse_overwrites, same_name
 from runtime.sinks.background import DRAIN_S, Background, Worker, in_background, say
 from runtime.sinks.metrics import DEFAULT_ADDRESS, MetricsSink
-from runtime.sinks.output import is_folder, target_of
-from runtime.sinks.report import FACES, SHOW, ReportSink, Step
+from runtime.sinks.metrics import parse_address as parse_metrics
+from runtime.sinks.report.moments import FACES, SHOW
+from runtime.sinks.report.sink import ReportSink
 from runtime.sinks.video import VideoSink
 from runtime.sinks.webhook import TOKEN_VARIABLE, WebhookSink
 from runtime.spec import StreamSpec
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from runtime.flow.summary import Summary
 
-    from runtime.pipeline import Summary
-
-BAR_AFTER_S = 2.0  # what is done sooner needs no progress bar
+MAX_CARD_BYTES = 1 << 20
 
 
 def add_options(p: argparse.ArgumentParser) -> None:
@@ -46,12 +51,13 @@ def add_options(p: argparse.ArgumentParser) -> None:
     g.add_argument("--save-video", type=Path, default=None, metavar="PATH.mp4|DIR",
                    help="write the video with its verdicts drawn in and its sound")  # fmt: skip
     g.add_argument("--report", type=Path, default=None, metavar="PATH.html|DIR",
-                   help="write one HTML page: what was judged, when, what drove it")  # fmt: skip
+                   help="write one HTML page: what was judged, when, and why")  # fmt: skip
     g.add_argument("--report-faces", choices=FACES, default=SHOW,
                    help=f"faces in the report (default: {SHOW})")  # fmt: skip
     g.add_argument("--metrics", nargs="?", const=DEFAULT_ADDRESS, default=None,
                    metavar="HOST:PORT",
                    help=f"serve Prometheus metrics (default: {DEFAULT_ADDRESS})")  # fmt: skip
+    listen.add_option(g)
     g.add_argument("--webhook", default=None, metavar="URL",
                    help="POST to this URL when what is said of a face changes; a secret in "
                         f"{TOKEN_VARIABLE} is sent along")  # fmt: skip
@@ -62,6 +68,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
 class Outputs(Closing):
     """A context manager over the outputs of a whole run.
 
+    ``sources``: each with what it is called (:func:`runtime.media.open.name_sources`).
     ``interrupt`` is asked to end live sources when their record, ``--jsonl``, cannot be written any
     more; without any other output they go on.
 
@@ -72,14 +79,23 @@ class Outputs(Closing):
     def __init__(
         self,
         options: argparse.Namespace,
-        sources: Sequence[str],
+        sources: Mapping[str, str],
         interrupt: Interrupt | None = None,
     ) -> None:
         self._options, self._interrupt = options, interrupt or Interrupt()
         self._videos = _targets("--save-video", options.save_video, ".mp4", sources)
         self._reports = _targets("--report", options.report, ".html", sources)
+        refuse_overwrites(
+            [
+                None if options.jsonl is None else ("--jsonl", options.jsonl),
+                *(("--save-video", file) for file in self._videos.values()),
+                *(("--report", file) for file in self._reports.values()),
+            ],
+            [*sources, *other_inputs(options)],
+        )
         self._workers: list[Worker] = []
         self.failed = False
+        _check_allowed(options)
         self._webhook = None
         if options.webhook is not None:
             self._webhook = WebhookSink(options.webhook, on_abstain=options.webhook_abstain)
@@ -88,13 +104,13 @@ class Outputs(Closing):
             raise UsageError("--webhook-abstain needs --webhook URL")
         self._metrics = None
         if options.metrics is not None:
-            host, _ = parse_listen(options.metrics, DEFAULT_ADDRESS, "--metrics")
+            address = parse_metrics(options.metrics)
             self._metrics = MetricsSink(lambda: self._workers)
-            where = self._metrics.serve(options.metrics)
-            print(f"metrics: {where}", file=sys.stderr)
-            if not is_loopback(host):
-                print(f"notice: whoever reaches {host} can read the metrics: names of sources, and "
-                      "what was said of them", file=sys.stderr)  # fmt: skip
+            where = self._metrics.serve(options.metrics, options.allow_host)
+            print(f"metrics: {plain(where)}", file=sys.stderr)
+            if not address.loopback:
+                print(f"notice: whoever reaches {plain(address.host)} can read the metrics: "
+                      "names of sources, and what was said of them", file=sys.stderr)  # fmt: skip
 
     def of_source(
         self, name: str, source: Source, backend: Backend, stream: StreamSpec, jsonl: Sink | None
@@ -109,7 +125,7 @@ class Outputs(Closing):
             if self._metrics is not None:
                 mine.sinks.append(self._metrics)
             if jsonl is not None:
-                record = f"--jsonl {options.jsonl}"
+                record = plain(f"--jsonl {options.jsonl}")  # also the label of a metric
                 mine.sinks.append(
                     mine.background(jsonl, record, tell=self._record_is_lost)
                     if source.live
@@ -126,7 +142,11 @@ class Outputs(Closing):
                 mine.sinks.append(mine.background(mine.video, "--save-video"))
             if name in self._reports:
                 mine.report = ReportSink(
-                    self._reports[name], spec, stream, faces=options.report_faces
+                    self._reports[name],
+                    spec,
+                    stream,
+                    faces=options.report_faces,
+                    file=Path(name) if not source.live and os.path.isfile(name) else None,  # noqa: PTH113
                 )
                 mine.sinks.append(mine.background(mine.report, "--report"))
         except BaseException:
@@ -138,7 +158,7 @@ class Outputs(Closing):
         """Markdown beside the model's files, where there is some."""
         try:
             card = model_dir(self._options.model or DEFAULT_PRESET) / "README.md"
-            return card.read_text(encoding="utf-8", errors="replace")
+            return read_bounded(card, MAX_CARD_BYTES).decode(errors="replace")
         except (UserError, OSError):
             return None
 
@@ -162,7 +182,7 @@ class Outputs(Closing):
         self._webhook.close(DRAIN_S)
         self.failed = self.failed or self._webhook.failed
         for line in self._webhook.notes():
-            print(f"warning: {line}", file=sys.stderr)
+            say(line)
 
     def close(self) -> None:
         if self._webhook is not None:
@@ -187,7 +207,7 @@ class SourceOutputs:
         self._run.register(made.worker)
         return made
 
-    def finish(self, summary: Summary, backend: Backend, out: Console) -> None:
+    def finish(self, summary: Summary) -> None:
         """Wait for the sinks, write the report; what went wrong joins the summary's warnings."""
         end = time.monotonic() + DRAIN_S
         for mine in self._mine:
@@ -197,7 +217,7 @@ class SourceOutputs:
         for mine in self._mine:
             summary.warnings += mine.worker.notes()
         if self.report is not None and not self._broken(self.report):
-            self._write_report(self.report, summary, backend, out)
+            self._write_report(self.report, summary)
         self.abandon()
 
     def abandon(self) -> None:
@@ -223,55 +243,26 @@ class SourceOutputs:
     def _broken(self, sink: Sink) -> bool:
         return any(m.worker.error is not None for m in self._mine if m.sink is sink)
 
-    def _write_report(
-        self, report: ReportSink, summary: Summary, backend: Backend, out: Console
-    ) -> None:
-        @contextmanager
-        def progress(total: int) -> Iterator[Step]:
-            bar = _LateBar(out, total)
-            try:
-                yield bar.step
-            finally:
-                bar.close()
-
+    def _write_report(self, report: ReportSink, summary: Summary) -> None:
         try:
-            report.finish(summary, backend, progress, model_card=self._run.model_card())
+            report.finish(summary, model_card=self._run.model_card())
         except UserError as err:
             self._run.failed = True
             summary.warnings.append(f"--report: {err}")
 
 
-class _LateBar:
-    """A progress bar that only shows up where the work takes long, and only on a terminal."""
-
-    def __init__(self, out: Console, total: int) -> None:
-        self._out, self._total, self._done = out, total, 0
-        self._start = time.monotonic()
-        self._bar: object = None
-
-    def step(self, n: int) -> None:
-        from rich.progress import Progress, TaskID
-
-        self._done += n
-        if self._bar is None:
-            late = time.monotonic() - self._start > BAR_AFTER_S
-            if not late or not self._out.is_terminal:
-                return
-            self._bar = Progress(console=self._out, transient=True)
-            self._bar.start()
-            self._bar.add_task("what drove the worst moments", total=self._total)
-        assert isinstance(self._bar, Progress)
-        self._bar.update(TaskID(0), completed=self._done)
-
-    def close(self) -> None:
-        from rich.progress import Progress
-
-        if isinstance(self._bar, Progress):
-            self._bar.stop()
+def _check_allowed(options: argparse.Namespace) -> None:
+    """Raises :class:`UsageError` where --allow-host has no use."""
+    served = []
+    if options.metrics is not None:
+        served.append(parse_metrics(options.metrics))
+    if options.web is not None:
+        served.append(listen.page_address(options.web))
+    listen.check_allowed(options.allow_host, served)
 
 
 def _targets(
-    option: str, target: Path | None, suffix: str, sources: Sequence[str]
+    option: str, target: Path | None, suffix: str, sources: Mapping[str, str]
 ) -> dict[str, Path]:
     """Source -> its output file."""
     if target is None:
@@ -279,4 +270,40 @@ def _targets(
     if len(sources) > 1 and not is_folder(target, suffix):
         raise UsageError(f"{option} {target}: for several sources give a folder")
     taken: set[Path] = set()
-    return {source: target_of(target, suffix, source, taken) for source in sources}
+    files = {}
+    for source, name in sources.items():
+        own = own_name(source)
+        called = None if name == own or name.startswith(f"{own} (") else name
+        files[source] = target_of(target, suffix, source, taken, called)
+    return files
+
+
+def is_folder(target: Path, suffix: str) -> bool:
+    """Does an option's PATH|DIR name a folder: one that exists, or a name without the suffix?"""
+    return os.path.isdir(target) or target.suffix.lower() != suffix  # noqa: PTH112, it never raises
+
+
+def target_of(
+    target: Path, suffix: str, source: str, taken: set[Path], name: str | None = None
+) -> Path:
+    """The output file of one source; in a folder it is named after the source.
+
+    ``taken`` holds the targets so far and gets this one; names that a file system may take for
+    one (``Talk``, ``talk``) are given to one source alone.  ``name`` is what somebody called the
+    source.
+    """
+    file = target
+    if is_folder(target, suffix):
+        stem = file_stem(_stem(source) if name is None else name.rsplit("/", 1)[-1], suffix)
+        names = (f"{stem}{'' if n == 1 else f'-{n}'}{suffix}" for n in range(1, len(taken) + 2))
+        file = next(f for name in names if same_name(f := target / name) not in taken)
+    taken.add(same_name(file))
+    return file
+
+
+def _stem(source: str) -> str:
+    """Of an address the last part of its path, or its host; never its query."""
+    if scheme_of(source) is None:
+        return Path(source).stem
+    host, _, path = public_name(source).split("://", 1)[1].partition("/")
+    return Path(path).stem or host

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from runtime.faces import Face
+from runtime.judging.verdict import Label, Verdict
 from runtime.media import Frame
-from runtime.sinks.timeline import number, offset, shown_scores
-from runtime.verdict import Label, Verdict
+from runtime.sinks.terminal import number, offset, shown_scores
 
 Colour = tuple[int, int, int]  # RGB
 

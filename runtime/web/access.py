@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who gets in: a plain ASGI layer in front of every route, WebSockets included.
 
-* ``Host`` must be a name that belongs to this machine (DNS rebinding).
-* ``Origin``, which browsers send with every WebSocket and every request that is not a plain
-  navigation, must be the page itself (cross-site WebSocket hijacking, CSRF).
+* ``Host`` must be a name that belongs to this machine (DNS rebinding), and ``Origin`` the page
+  itself (cross-site WebSocket hijacking, CSRF): :meth:`runtime.listen.Address.refusal`.
 * Where there is a token, it comes as ``Authorization: Bearer``, or once as ``/?token=``, which is
   traded for a cookie so that it does not stay in the address bar.  The cookie holds a keyed hash
   of the token: a browser sends cookies to every port of a host.
@@ -15,12 +14,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
-from runtime.web.address import Address
+from runtime.listen import REFUSALS as FOREIGN
+from runtime.listen import Address
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -29,12 +28,10 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 COOKIE = "msct_page"
-_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:/?#@\[\]\\]+))(?::[0-9]{1,5})?")
 POLICY_VIOLATION = 1008  # WebSocket close code, RFC 6455 section 7.4.1
 REFUSALS = {
     401: "a token is needed: open the address that was printed at the start",
-    403: "a page of another site asks; only the page that is served here may",
-    421: "this name does not belong to this machine; use its address in figures",
+    **FOREIGN,
 }
 HEADERS = {
     "content-security-policy": "default-src 'self'; object-src 'none'; base-uri 'none'; "
@@ -68,12 +65,9 @@ class Guard:
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> int | None:
         """One of REFUSALS, or None: come in."""
-        host = headers.get("host", "")
-        if not self._address.answers_to(_hostname(host)):
-            return 421
-        origin = headers.get("origin")
-        if origin is not None and _netloc(origin) != host.lower():
-            return 403
+        foreign = self._address.refusal(headers.get("host", ""), headers.get("origin"))
+        if foreign is not None:
+            return foreign
         if self._token and not self._knows_token(scope, headers):
             return 401
         return None
@@ -105,20 +99,6 @@ class Guard:
         )
         extra = {"content-type": "text/html; charset=utf-8", "set-cookie": cookie}
         await _answer(send, 200, body, extra)
-
-
-def _hostname(host: str) -> str:
-    """``Host`` without its port; IPv6 without its brackets; empty where it is no host and port."""
-    match = _HOST.fullmatch(host)
-    return (match[1] or match[2]) if match else ""
-
-
-def _netloc(origin: str) -> str | None:
-    """Host and port of a site; None: it is none."""
-    try:
-        return urlsplit(origin).netloc.lower()
-    except ValueError:  # such as "http://["
-        return None
 
 
 def _cookie(header: str) -> str | None:

@@ -9,11 +9,11 @@ import json
 from importlib import resources
 from typing import Any
 
-from runtime.losses import CAUSES
-from runtime.verdict import MEANINGS
+from runtime.flow.summary import CAUSES
+from runtime.judging.verdict import MEANINGS
+from runtime.listen import Address
 from runtime.web.access import REFUSALS, Guard
-from runtime.web.address import Address
-from runtime.web.browser import Desk
+from runtime.web.browser import RETURN_WAIT_S, Desk
 from runtime.web.rtc import Peer
 from runtime.web.schema import HEALTH, STATE
 from runtime.web.sink import WebSink
@@ -72,6 +72,7 @@ def build_app(
         "drops": CAUSES,
         "faces": faces,
         "loopback": address.loopback,
+        "return_wait_s": RETURN_WAIT_S,
         "threshold": threshold,
     }
 

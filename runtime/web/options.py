@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.errors import UsageError
+from runtime.listen import DEFAULT_PAGE, page_address
 from runtime.media.open import BROWSER
 from runtime.web import FACES
-from runtime.web.address import DEFAULT, parse_address
 
 if TYPE_CHECKING:
     from runtime.backends.base import Backend
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 def add_options(p: argparse.ArgumentParser) -> None:
     g = p.add_argument_group("the page")
-    g.add_argument("--web", nargs="?", const=DEFAULT, default=None, metavar="HOST:PORT",
+    g.add_argument("--web", nargs="?", const=DEFAULT_PAGE, default=None, metavar="HOST:PORT",
                    help="serve a page to watch, and with --source browser to use its camera and "
-                        f"microphone (default: this machine only, {DEFAULT})")  # fmt: skip
+                        f"microphone (default: this machine only, {DEFAULT_PAGE})")  # fmt: skip
     g.add_argument("--web-faces", choices=FACES, default="show",
                    help="faces on the page: show, blur, or hide every picture "
                         "(default: show)")  # fmt: skip
@@ -36,7 +36,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
                    help="keep the page up after the sources have ended, until Ctrl-C")  # fmt: skip
 
 
-def check_options(options: argparse.Namespace, sources: Sequence[str]) -> None:
+def check_options(options: argparse.Namespace, sources: Collection[str]) -> None:
     """Raises :class:`UsageError` where they contradict each other."""
     if options.web is not None:
         return
@@ -48,7 +48,7 @@ def check_options(options: argparse.Namespace, sources: Sequence[str]) -> None:
 
 
 def make_page(
-    options: argparse.Namespace, sources: Sequence[str], backend: Backend, judged_by: str
+    options: argparse.Namespace, sources: Collection[str], backend: Backend, judged_by: str
 ) -> WebServer | None:
     """The page, not served yet; raises :class:`runtime.errors.UserError` where it cannot be."""
     if options.web is None:
@@ -63,7 +63,7 @@ def make_page(
         trained=backend.spec.trained,
     )
     page = WebServer(
-        parse_address(options.web),
+        page_address(options.web, options.allow_host),
         sink,
         backend.spec,
         faces=options.web_faces,
@@ -75,7 +75,7 @@ def make_page(
     return page
 
 
-def announce(page: WebServer, sources: Sequence[str]) -> None:
+def announce(page: WebServer, sources: Collection[str]) -> None:
     """Where it is, on standard error, once it is served."""
     print(f"page: {page.url}", file=sys.stderr)
     if BROWSER not in sources:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import DependencyError
+from runtime.flow.sink import Picture
 from runtime.media import Frame
-from runtime.sinks import Picture
+from runtime.optional import optional
 
 MAX_WIDTH_PX = 640
 JPEG_QUALITY = 80
@@ -78,8 +78,6 @@ def coarse(frame: Frame, block_px: int) -> Frame:  # [H, W, 3]
 
 
 def _import_cv2() -> Any:
-    try:
+    with optional("for the page", extra="cpu,web"):
         import cv2
-    except ImportError as err:
-        raise DependencyError("OpenCV is needed for the page: pip install '.[cpu,web]'") from err
     return cv2

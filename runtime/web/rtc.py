@@ -12,16 +12,16 @@ where a release moves them, and the clock then says that it goes by arrival.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
-
-from runtime.errors import DependencyError, UserError
+from runtime.errors import UserError
 from runtime.media import Frame
+from runtime.optional import optional
 from runtime.web.browser import Desk, Incoming
 
 START_WAIT_S = 15.0  # for the first media of every track
@@ -57,6 +57,7 @@ class Peer:
         self._connection = aiortc.RTCPeerConnection(aiortc.RTCConfiguration(iceServers=[]))
         self._description = aiortc.RTCSessionDescription
         self._incoming: Incoming | None = None
+        self._delivered = False
         self._tasks: list[asyncio.Task[None]] = []
         self._last_media_s = time.monotonic()
         self._closing: asyncio.Future[None] | None = None
@@ -87,20 +88,24 @@ class Peer:
         sdp_answer: str = self._connection.localDescription.sdp
         return sdp_answer
 
-    async def close(self, why: str = "the page was left") -> None:
-        """Ends the source; also before it began.
+    async def close(self, why: str = "the page was left", *, for_good: bool = False) -> None:
+        """Ends what it sends; also before it began.  ``for_good``: no browser is to be waited for.
 
         Once begun it goes on when the caller is cancelled: half closed, aiortc's threads would
         wait for ever.
         """
         if self._closing is None:
-            self._closing = asyncio.ensure_future(self._close(why, asyncio.current_task()))
+            caller = asyncio.current_task()
+            self._closing = asyncio.ensure_future(self._close(why, for_good, caller))
         await asyncio.shield(self._closing)
 
-    async def _close(self, why: str, caller: asyncio.Task[Any] | None) -> None:
+    async def _close(self, why: str, for_good: bool, caller: asyncio.Task[Any] | None) -> None:
         if self._incoming is not None:
-            self._incoming.end(why)
-        self._desk.give_up()
+            self._incoming.end(why, for_good=for_good)
+        if self._delivered and self._incoming is not None:
+            self._desk.gone(self._incoming)
+        else:
+            self._desk.give_up()
         tasks = [task for task in self._tasks if task is not caller]
         for task in tasks:
             task.cancel()
@@ -116,15 +121,15 @@ class Peer:
             reports.incoming.video(pts_s, size, partial(_to_rgb, frame))
 
     async def _audio(self, track: Any, reports: _Reports) -> None:
-        import av
+        from runtime.media.decoding import Resampler, clean_samples, import_av
 
-        resampler: Any = av.AudioResampler(format="flt", layout="mono", rate=self._rate_hz)
+        notice = reports.incoming.notes.append
+        resampler = Resampler(import_av(), self._rate_hz, notice=notice)
         async for frame in _frames(track):
             self._last_media_s = time.monotonic()
             reports.relate(float(frame.pts * frame.time_base), frame.time_base)
-            for piece in resampler.resample(frame):
-                samples = piece.to_ndarray().reshape(-1).astype(np.float32, copy=False)
-                samples = np.clip(np.nan_to_num(samples), -1.0, 1.0)  # [n]
+            for piece in resampler.push(frame):
+                samples = clean_samples(piece)  # [n]
                 pts_s = float(piece.pts * piece.time_base)
                 reports.incoming.audio(pts_s, samples, self._rate_hz)
 
@@ -140,8 +145,11 @@ class Peer:
                     "blocks UDP"
                 )
             await asyncio.sleep(0.05)
+        self._delivered = True
         self._desk.deliver(incoming)
         while not self._gone():
+            if incoming.ended is not None:  # by the program
+                return await self._end(incoming.ended)
             if time.monotonic() - self._last_media_s > SILENCE_WAIT_S:
                 return await self._end(f"the browser sent nothing for {SILENCE_WAIT_S:.0f} s")
             await asyncio.sleep(0.1)
@@ -152,7 +160,8 @@ class Peer:
 
     async def _end(self, why: str) -> None:
         await self.close(why)
-        await self._on_end(why)
+        with contextlib.suppress(Exception):  # the page may have gone, too
+            await self._on_end(why)
 
 
 def _check(offer: str) -> None:
@@ -224,10 +233,6 @@ def _to_rgb(frame: Any) -> Frame:  # [H, W, 3]
 
 
 def import_aiortc() -> Any:
-    try:
+    with optional("for --source browser", extra="cpu,web"):
         import aiortc
-    except ImportError as err:
-        raise DependencyError(
-            "aiortc is needed for --source browser: pip install '.[cpu,web]'"
-        ) from err
     return aiortc

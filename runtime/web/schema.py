@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from runtime.judging.verdict import Label, Reason
 from runtime.spec import SCHEMA_VERSION
-from runtime.verdict import Label, Reason
 from runtime.web.sink import KEPT_VERDICTS, STATE_VERSION
 
 Schema = dict[str, Any]
@@ -87,7 +87,7 @@ STATE = _object(
     judged_by=TEXT,
     trained=FLAG,
     sources=_map(SOURCE),
-    browser={"enum": ["none", "waiting", "connecting", "in_use", "ended"]},
+    browser={"enum": ["none", "waiting", "connecting", "in_use", "away", "ended"]},
 )
 
 HEALTH = _object(status={"const": "ok"}, sources=_map(STATUS))

@@ -17,15 +17,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+from runtime import interrupt
 from runtime.closing import Closing
-from runtime.errors import DependencyError, UsageError, UserError
+from runtime.errors import UsageError, UserError
+from runtime.listen import Address
+from runtime.media.live import Notice, silent
+from runtime.media.open import BROWSER
+from runtime.optional import optional
 from runtime.spec import PairSpec
-from runtime.web.address import Address, Token, choose_token
 from runtime.web.app import build_app
 from runtime.web.browser import BrowserSource, Desk
 from runtime.web.connection import connection_class
 from runtime.web.rtc import import_aiortc
 from runtime.web.sink import WebSink
+from runtime.web.token import Token, choose_token
 
 START_S = 15.0  # a busy device may take seconds to import what it needs
 STOP_S = 1.5
@@ -48,7 +53,7 @@ class WebServer(Closing):
     spec : of the model: its threshold, and the rate at which it hears
     faces : ``show``, ``blur`` or ``hide``
     certificate, key : PEM files for TLS; without them the page is plain HTTP
-    token : what opens the page; default: :func:`runtime.web.address.choose_token`
+    token : what opens the page; default: :func:`runtime.web.token.choose_token`
 
     Raises :class:`DependencyError` without the extra ``web``, :class:`UsageError` for a
     certificate that cannot be used and :class:`WebError` where the address is taken.
@@ -119,8 +124,11 @@ class WebServer(Closing):
         return self._secure or self.address.loopback
 
     def wait(self) -> None:
-        """Until Ctrl-C, or until the server is gone."""
+        """Until a signal, or until the server is gone."""
         while self._thread is not None and self._thread.is_alive():
+            if interrupt.requested():
+                interrupt.answer()
+                return
             self._thread.join(0.2)
 
     def start(self) -> None:
@@ -137,12 +145,16 @@ class WebServer(Closing):
                 why = self._failure or "the server did not start"
                 self.close()
                 raise WebError(f"--web {self.address.netloc()}: {why}")
+            interrupt.check()
             time.sleep(0.01)
 
-    def browser_source(self) -> BrowserSource:
-        """Waits until a browser sends its camera or microphone."""
+    def browser_source(self, name: str = BROWSER, notice: Notice = silent) -> BrowserSource:
+        """Waits until a browser sends its camera or microphone.
+
+        name : what it is called; notice : is told when the browser has gone and is back
+        """
         import_aiortc()
-        return BrowserSource(self.desk)
+        return BrowserSource(self.desk, name, notice)
 
     def want_browser(self) -> None:
         """The page offers "use this browser's camera"; raises DependencyError without aiortc."""
@@ -211,10 +223,8 @@ def _check_certificate(certificate: Path | None, key: Path | None) -> None:
 
 
 def _import_uvicorn() -> Any:
-    try:
+    with optional("for --web", extra="cpu,web"):
         for needed in ("fastapi", "websockets"):
             importlib.import_module(needed)
         import uvicorn
-    except ImportError as err:
-        raise DependencyError(f"{err.name} is needed for --web: pip install '.[cpu,web]'") from err
     return uvicorn

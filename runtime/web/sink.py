@@ -19,16 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.losses import losses
+from runtime.flow.sink import Picture
+from runtime.flow.summary import Stats, losses
+from runtime.judging.verdict import Label, Verdict
 from runtime.media import AudioChunk
-from runtime.session import Stats
-from runtime.sinks import Picture
-from runtime.sinks.timeline import shown_scores
-from runtime.verdict import Label, Verdict
+from runtime.sinks.terminal import shown_scores
 
 if TYPE_CHECKING:
+    from runtime.flow.summary import Summary
     from runtime.media import Source
-    from runtime.pipeline import Summary
 
 STATE_VERSION = 1  # of /api/state and of the messages on /ws
 KEPT_VERDICTS = 1500  # of each source: five minutes of one face at five a second

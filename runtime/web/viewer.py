@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from runtime.errors import UserError
-from runtime.sinks import Picture
+from runtime.flow.sink import Picture
 from runtime.web.browser import Desk
 from runtime.web.picture import to_jpeg
 from runtime.web.sink import WebSink
@@ -148,7 +148,10 @@ class Viewer:
                 await self._answer(sdp if isinstance(sdp, str) else "")
             elif kind == "hang_up" and self._peer is not None:
                 peer, self._peer = self._peer, None
-                await peer.close("the camera was stopped on the page")
+                if message.get("lost"):
+                    await peer.close("the camera or the microphone was lost")
+                else:
+                    await peer.close("the camera was stopped on the page", for_good=True)
 
     async def _answer(self, sdp: str) -> None:
         """A browser offers its camera and microphone."""

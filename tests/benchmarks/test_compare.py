@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import compare
 from benchmarks.compare import Figure, overlap
-from benchmarks.distribution import distribution
+from benchmarks.latency.distribution import distribution
 
 pytest.importorskip("jsonschema", reason="jsonschema is not installed (extra dev)")
 COMMITTED = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "latency-2core.json"
@@ -161,6 +161,12 @@ def test_another_file_is_one_line(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert said in lines[0]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_json(tmp_path: Path, before: dict[str, Any]) -> None:
+    path = tmp_path / "marked.json"
+    path.write_text(json.dumps(before), encoding="utf-8-sig")
+    assert compare.main([str(path), str(path)]) == 0
 
 
 def test_a_file_that_is_not_there_is_one_line(

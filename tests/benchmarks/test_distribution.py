@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.distribution import (
+from benchmarks.latency.distribution import (
     binomial_cdf,
     bootstrap_median,
     distribution,

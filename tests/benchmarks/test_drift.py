@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks import drift, drift_forms
-from benchmarks.drift_compare import Key, compare, false_alarms, key
-from runtime.backends.base import FRAME_ENCODER_FILE, FUSION_FILE
+from benchmarks.drift import __main__ as drift
+from benchmarks.drift import forms as drift_forms
+from benchmarks.drift.compare import Key, compare, false_alarms, key
 from runtime.errors import DependencyError, UsageError
-from runtime.verdict import Label, Reason, Verdict
+from runtime.judging.verdict import Label, Reason, Verdict
+from runtime.spec import FRAME_ENCODER_FILE, FUSION_FILE
 from tests.runtime.doubles import SPEC, MockBackend
 
 REAL, FAKE, ABSTAIN = Label.REAL, Label.FAKE, Label.ABSTAIN
@@ -197,7 +198,7 @@ def test_a_half_pair_is_no_reference(
     [
         ([], 2, "nothing to judge"),
         (["--source", "no-such-clip.mp4"], 2, "no-such-clip.mp4"),
-        (["--source", "rtsp://camera/live"], 2, "is a live source"),
+        (["--source", "rtsp://camera/live"], 2, "is live: two runs"),
         (["--source", "{clip}", "--model", "{empty}"], 2, "no model in"),
         (["--source", "{clip}", "--candidate", "{empty}"], 2, "no model in"),
         (["--source", "{clip}", "--candidate", "{broken}"], 1, "is damaged or no ONNX file"),

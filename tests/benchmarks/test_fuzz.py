@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import fuzz, mutants
-from benchmarks.fuzz import FuzzError, Result, Worker, judge_one, summarise
-from benchmarks.fuzz_worker import Judged, answer
-from benchmarks.mutants import DAMAGE, RECIPES, Seed, make_seeds, mutant
+from benchmarks.fuzz import __main__ as fuzz
+from benchmarks.fuzz import mutants
+from benchmarks.fuzz.__main__ import FuzzError, Result, Worker, judge_one, summarise
+from benchmarks.fuzz.mutants import DAMAGE, RECIPES, Seed, make_seeds, mutant
+from benchmarks.fuzz.worker import Judged, answer
 from runtime.errors import EXIT_ERROR, EXIT_OK, MediaError
 
 pytestmark = pytest.mark.skipif(
@@ -115,7 +116,7 @@ def test_what_a_living_worker_tells_apart() -> None:
 
 WORKER = """
 import os, signal, sys, time, warnings
-from benchmarks.fuzz_worker import Judged, serve
+from benchmarks.fuzz.worker import Judged, serve
 def judge(path):
     word = path.read_text()
     if word == "crash": os.kill(os.getpid(), signal.SIGSEGV)
@@ -258,8 +259,10 @@ def test_one_mutant_alone_runs_here_and_lets_a_traceback_through(
     def broken(model: str, decoder: str) -> Callable[[Path], Judged]:
         return lambda path: Judged("verdict", str(path.stat().st_size // 0), 0.0)
 
-    monkeypatch.setattr("benchmarks.fuzz_worker.product", broken)
+    monkeypatch.setattr("benchmarks.fuzz.worker.product", broken)
     monkeypatch.setattr(fuzz, "make_seeds", lambda clips, folder: SEEDS)
-    with pytest.raises(ZeroDivisionError):
-        fuzz.main(["--clips", __file__, "--only", "7"])
-    assert mutant(SEEDS, 0, 7).description in capsys.readouterr().out
+    assert fuzz.main(["--clips", __file__, "--only", "7"]) == 1
+    out, err = capsys.readouterr()
+    assert mutant(SEEDS, 0, 7).description in out
+    assert "\nTraceback" in err
+    assert err.splitlines()[-1].startswith("ZeroDivisionError")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import fuzz_readers
-from benchmarks.reader_targets import READERS, seeds, target
+from benchmarks.fuzz import readers as fuzz_readers
+from benchmarks.fuzz.targets import READERS, seeds, target
 from runtime.backends.onnx_file import read_onnx
 from runtime.errors import UserError
 

@@ -18,13 +18,17 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-import runtime.session
-from benchmarks import capture_latency, engine_latency, latency, latency_report, svg
-from benchmarks.capture_latency import STAGES, NoVerdictError, WindowLog
+import runtime.flow.session
 from benchmarks.environment import describe
-from benchmarks.power import Reading
+from benchmarks.latency import __main__ as latency
+from benchmarks.latency import capture as capture_latency
+from benchmarks.latency import engine as engine_latency
+from benchmarks.latency import page, table
+from benchmarks.latency.capture import STAGES, NoVerdictError, WindowLog
+from benchmarks.latency.power import Reading
+from benchmarks.latency.schema import SCHEMA_FILE, SchemaError, check
 from runtime.backends.base import Phases
-from runtime.session import WindowTimes
+from runtime.flow.session import WindowTimes
 from tests.runtime.clips import write_clip
 from tests.runtime.doubles import MockBackend, MockTracker
 
@@ -60,7 +64,7 @@ class MockMeter:
 def result(clip: Path) -> dict[str, Any]:
     """A whole result, measured on mocks: no face, no network, no device."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtime.session, "FaceTracker", lambda spec: MockTracker())
+        patch.setattr(runtime.flow.session, "FaceTracker", lambda spec: MockTracker())
         patch.setattr(latency, "IDLE_S", 0.05)
         engine, _ = engine_latency.measure(
             MockBackend(), batches=[1, 3], warmup_ms=1, duration_s=0.2, iterations=5,
@@ -113,17 +117,20 @@ def test_the_graphs_are_timed_at_a_hop_and_a_window_and_at_several_of_them() -> 
     assert [visual.shape[0] for visual, _ in backend.fused] == [1, 4]
 
 
-def test_calls_of_the_warm_up_do_not_count_and_all_others_do() -> None:
-    calls: list[float] = []
+def test_calls_of_the_warm_up_do_not_count_and_all_others_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_ms, calls = 0, 0
 
     def call() -> None:  # the first three are slow
-        calls.append(time.perf_counter())
-        time.sleep(0.03 if len(calls) <= 3 else 0.002)
+        nonlocal now_ms, calls
+        calls += 1
+        now_ms += 30 if calls <= 3 else 2
 
+    monkeypatch.setattr(engine_latency.time, "perf_counter", lambda: now_ms / 1000)
     times_ms = engine_latency.time_calls(call, warmup_ms=80, duration_s=0.05, iterations=1)
-    assert len(calls) == 3 + len(times_ms)
-    assert sum(times_ms) >= 50
-    assert min(times_ms) >= 2
+    assert calls == 3 + 25
+    assert times_ms == pytest.approx([2.0] * 25)
 
 
 @pytest.mark.parametrize("warmup_ms", [0.0, 1.0])
@@ -165,8 +172,8 @@ def test_upload_compute_and_download_are_told_apart_where_the_backend_can(
     expected = [[0.05, 0.5, 0.002], [0.1, 0.5, 0.002], [0.03, 0.4, 0.004], [0.03, 0.8, 0.004]]
     np.testing.assert_allclose(medians, expected)
     phased = {**result, "engine": engine}
-    assert latency.check(phased) == ""
-    told = latency_report.transfers(phased)
+    assert check(phased) == ""
+    told = table.transfers(phased)
     assert "fusion B=2 T=50: upload 0.030, compute 0.800, download 0.004" in told
 
 
@@ -217,7 +224,7 @@ def test_a_live_run_is_split_by_stage(result: dict[str, Any]) -> None:
 def test_a_run_too_short_for_a_verdict_says_how_long_a_window_is(
     clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime.session, "FaceTracker", lambda spec: MockTracker())
+    monkeypatch.setattr(runtime.flow.session, "FaceTracker", lambda spec: MockTracker())
     with pytest.raises(NoVerdictError, match="a window takes 2 s: give a longer --duration"):
         capture_latency.measure(
             MockBackend(), clip, duration_s=1.0, percentiles=[50], load_s=0, spawned_s=0
@@ -251,7 +258,7 @@ def test_a_meter_that_gives_nothing_is_named() -> None:
 
 
 def test_a_result_fits_the_schema_and_survives_json(result: dict[str, Any]) -> None:
-    assert latency.check(json.loads(json.dumps(result, allow_nan=False))) == ""
+    assert check(json.loads(json.dumps(result, allow_nan=False))) == ""
 
 
 @pytest.mark.parametrize(
@@ -273,21 +280,21 @@ def test_a_result_of_another_form_is_refused(
     for key in where[:-1]:
         inner = inner[key]
     inner[where[-1]] = value
-    with pytest.raises(latency.SchemaError, match=re.escape(latency.SCHEMA_FILE.name)):
-        latency.check(broken)
+    with pytest.raises(SchemaError, match=re.escape(SCHEMA_FILE.name)):
+        check(broken)
 
 
 @pytest.mark.parametrize("part", ["machine", "device", "settings", "model", "capture", "heat"])
 def test_a_result_with_a_part_missing_is_refused(result: dict[str, Any], part: str) -> None:
     broken = {name: value for name, value in result.items() if name != part}
-    with pytest.raises(latency.SchemaError, match=part):
-        latency.check(broken)
+    with pytest.raises(SchemaError, match=part):
+        check(broken)
 
 
 def test_the_schema_itself_is_a_schema() -> None:
     import jsonschema
 
-    schema = json.loads(latency.SCHEMA_FILE.read_text(encoding="utf-8"))
+    schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator.check_schema(schema)
 
 
@@ -295,13 +302,13 @@ def test_without_jsonschema_it_is_said_that_nobody_checked(
     result: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "jsonschema", None)
-    assert "jsonschema is not installed" in latency.check(result)
+    assert "jsonschema is not installed" in check(result)
 
 
 def test_the_committed_result_fits_the_schema_and_names_its_machine() -> None:
     committed = REPOSITORY / "benchmarks" / "results" / "latency-2core.json"
     found = json.loads(committed.read_text(encoding="utf-8"))
-    assert latency.check(found) == ""
+    assert check(found) == ""
     assert found["machine"]["cores"] == 2
     assert found["machine"]["processor"]
 
@@ -310,25 +317,25 @@ def test_the_committed_result_fits_the_schema_and_names_its_machine() -> None:
 
 
 def test_the_table_says_how_many_windows_the_p99_rests_on(result: dict[str, Any]) -> None:
-    table = latency_report.table(result)
+    told = table.table(result)
     above = result["capture"]["beyond_evidence"]["percentiles"]["p99"]["samples_above"]
     count = result["capture"]["windows"]
-    assert f"{above} of {count} windows lie above it" in table
-    assert "the 50 ms to reach" in table  # the mock is no CPU
-    assert "12.0 W on average of the GPU's board, 5.0 W before it" in table
-    assert "power cap 25% of the time" in table
+    assert f"{above} of {count} windows lie above it" in told
+    assert "the 50 ms to reach" in told  # the mock is no CPU
+    assert "12.0 W on average of the GPU's board, 5.0 W before it" in told
+    assert "power cap 25% of the time" in told
     for stage in STAGES:
-        assert re.search(rf"^{stage} ", table, re.MULTILINE)
+        assert re.search(rf"^{stage} ", told, re.MULTILINE)
 
 
 def test_a_device_without_meters_is_said_to_have_none(result: dict[str, Any]) -> None:
     bare = copy.deepcopy(result)
     bare["power"] = {"readings": [], "missing": {"rapl": "only root may read it"}}
     bare["heat"] = {"before_c": {}, "after_c": {}, "cpu_throttle_events": None}
-    table = latency_report.table(bare)
-    assert "power: not measured (rapl: only root may read it)" in table
-    assert "no sensor can be read" in table
-    assert latency.check(bare) == ""
+    told = table.table(bare)
+    assert "power: not measured (rapl: only root may read it)" in told
+    assert "no sensor can be read" in told
+    assert check(bare) == ""
 
 
 @pytest.mark.parametrize(("p99", "verb"), [(149.9, "within"), (150.1, "above")])
@@ -336,60 +343,63 @@ def test_a_processor_has_150_ms(result: dict[str, Any], p99: float, verb: str) -
     other = copy.deepcopy(result)
     other["model"]["provider"] = "CPUExecutionProvider"
     other["capture"]["beyond_evidence"]["percentiles"]["p99"]["ms"] = p99
-    assert f"{verb} the 150 ms to reach" in latency_report.judgement(other)
+    assert f"{verb} the 150 ms to reach" in table.judgement(other)
 
 
-def test_every_picture_is_a_whole_svg_without_a_plotting_library(result: dict[str, Any]) -> None:
-    drawn = latency_report.draw(result)
-    assert list(drawn)[:2] == ["waterfall", "capture"]
-    assert len(drawn) == 2 + len(result["engine"]["cases"])
-    for picture in drawn.values():
-        root = ElementTree.fromstring(picture)
-        assert root.tag == "{http://www.w3.org/2000/svg}svg"
-        assert root.get("aria-label")
+@pytest.fixture(scope="module")
+def drawn(result: dict[str, Any]) -> dict[str, str]:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra train)")
+    from benchmarks.latency.pictures import draw
+
+    return draw(result)
 
 
-def test_an_outlier_is_seen_in_the_histogram() -> None:
-    from benchmarks.distribution import distribution
+class TestThePage:
+    """Made from the JSON alone, on a machine that has matplotlib and jinja2."""
 
-    root = ElementTree.fromstring(svg.histogram("t", distribution([1.0] * 100_000 + [900.0])))
-    bars = [e for e in root.iter() if e.tag.endswith("rect")]
-    assert len(bars) == 2
-    assert float(bars[-1].get("height", 0)) >= 2
+    def test_every_distribution_is_a_whole_svg_with_a_name(
+        self, result: dict[str, Any], drawn: dict[str, str]
+    ) -> None:
+        assert list(drawn)[:2] == ["waterfall", "capture"]
+        assert len(drawn) == 2 + len(result["engine"]["cases"])
+        for picture in drawn.values():
+            root = ElementTree.fromstring(picture)
+            assert root.tag == "{http://www.w3.org/2000/svg}svg"
+            assert root.get("aria-label")
+        assert all(stage in drawn["waterfall"] for stage in STAGES)
 
+    def test_it_needs_nothing_else_and_escapes_what_it_is_told(
+        self, result: dict[str, Any], drawn: dict[str, str]
+    ) -> None:
+        text = page.page(result, list(drawn.values()))
+        assert "&lt;mock&gt;" in text
+        assert "<mock>" not in text
+        assert not re.search(r"\bsrc=|@import|<script", text)
+        links = re.findall(r"(?:href=\"|url\()([^\")]*)", text)
+        assert all(link.startswith("#") for link in links)  # within the picture alone
+        assert "prefers-color-scheme:dark" in text
+        assert 'name="viewport"' in text
+        for row in table.latency_rows(result):
+            assert all(cell.replace("&", "&amp;") in text for cell in row)
 
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [(0.9, 6, [1, 2, 5]), (12, 18, []), (0.05, 0.3, [0.05, 0.1, 0.2])],
-)
-def test_ticks_are_round_numbers(low: float, high: float, expected: list[float]) -> None:
-    assert svg.ticks(low, high) == pytest.approx(expected)
+    def test_the_command_writes_it_beside_the_json(
+        self, result: dict[str, Any], tmp_path: Path
+    ) -> None:
+        pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra train)")
+        file = tmp_path / "orin.json"
+        file.write_text(json.dumps(result), encoding="utf-8")
+        assert page.main([str(file)]) == 0
+        names = {path.name for path in tmp_path.iterdir()}
+        assert {"orin.json", "orin.html", "orin-waterfall.svg", "orin-capture.svg"} <= names
 
-
-def test_the_page_needs_nothing_else_and_escapes_what_it_is_told(result: dict[str, Any]) -> None:
-    page = latency_report.page(result)
-    assert "&lt;mock&gt;" in page
-    assert "<mock>" not in page
-    assert not re.search(r"\b(?:src|href)=|url\(|@import|<script", page)
-    assert "prefers-color-scheme:dark" in page
-    assert 'name="viewport"' in page
-
-
-@pytest.mark.parametrize(
-    ("output", "names"),
-    [("folder", "latency"), ("folder/orin.json", "orin")],
-)
-def test_an_output_is_a_folder_or_the_name_of_the_json(
-    result: dict[str, Any], tmp_path: Path, output: str, names: str
-) -> None:
-    written = latency_report.write(result, tmp_path / output)
-    assert sorted(p.name for p in (tmp_path / "folder").iterdir()) == sorted(
-        path.name for path in written
-    )
-    assert written[0] == tmp_path / "folder" / f"{names}.json"
-    assert json.loads(written[0].read_text(encoding="utf-8")) == json.loads(json.dumps(result))
-    assert written[-1] == tmp_path / "folder" / f"{names}.html"
-    assert {path.suffix for path in written[1:-1]} == {".svg"}
+    @pytest.mark.parametrize("text", ["", "{}", "[1]"])
+    def test_what_is_no_result_is_one_line(
+        self, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "r.json").write_text(text, encoding="utf-8")
+        assert page.main([str(tmp_path / "r.json")]) in (1, 2)
+        assert len(capsys.readouterr().err.splitlines()) == 1
+        assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
 
 
 # The command
@@ -455,7 +465,7 @@ def test_a_whole_run_where_neither_torch_nor_matplotlib_nor_jsonschema_is(
     assert "jsonschema is not installed" in done.stderr
     assert "capture to verdict p99" in done.stdout
     found = json.loads((tmp_path / "out" / "latency.json").read_text(encoding="utf-8"))
-    assert latency.check(found) == ""
+    assert check(found) == ""
     assert found["model"]["provider"] == "CPUExecutionProvider"
     assert {"frame_encoder.onnx", "fusion.onnx"} <= set(found["model"]["files"])
     times = json.loads((tmp_path / "times.json").read_text(encoding="utf-8"))
@@ -465,7 +475,7 @@ def test_a_whole_run_where_neither_torch_nor_matplotlib_nor_jsonschema_is(
             case["latency"]["samples"], case["latency"]["max_ms"],
         )  # fmt: skip
     assert len(times["capture"]["total"]) == found["capture"]["windows"]
-    assert (tmp_path / "out" / "latency.html").is_file()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["latency.json"]
 
 
 @pytest.mark.slow

@@ -11,10 +11,14 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import op_cases, op_engine, op_onnx, op_variants, ops
-from benchmarks.op_cases import ATTENTION, CPU, CUDA, KEY_CONV, Case
-from benchmarks.op_variants import EAGER, OURS
-from runtime import native
+from benchmarks.ops import __main__ as ops
+from benchmarks.ops import cases as op_cases
+from benchmarks.ops import engine as op_engine
+from benchmarks.ops import onnx_graph as op_onnx
+from benchmarks.ops import variants as op_variants
+from benchmarks.ops.cases import ATTENTION, CPU, CUDA, KEY_CONV, Case
+from benchmarks.ops.variants import EAGER, OURS
+from runtime.backends import native
 from runtime.errors import EXIT_ERROR, EXIT_OK, UserError
 
 
@@ -296,7 +300,7 @@ class TestCommand:
         monkeypatch.setitem(sys.modules, "torch", None)
         assert ops.main(["--device", "cpu"]) == EXIT_ERROR
         assert capsys.readouterr().err == (
-            "error: torch is not installed: pip install '.[train]'\n"
+            "error: torch is needed to time the ops: pip install '.[train]'\n"
         )
 
     def test_without_a_gpu_it_runs_the_cpu_rows_and_says_so(self, capsys, monkeypatch, tmp_path):

@@ -24,8 +24,8 @@ from export.parity import Window, real_windows  # noqa: E402
 from runtime.errors import UsageError  # noqa: E402
 from runtime.spec import PairSpec  # noqa: E402
 from tests.runtime.doubles import MockBackend  # noqa: E402
-from trainer.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from trainer.config import preset  # noqa: E402
+from trainer.model.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 
 
 def windows_in_a_row(count: int, side: int) -> list[Window]:

@@ -11,8 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import device, power
-from benchmarks.power import LineReader, RaplReader, Sample, parse_nvidia_smi, parse_tegrastats
+from benchmarks.latency import device, power
+from benchmarks.latency.power import (
+    LineReader,
+    RaplReader,
+    Sample,
+    parse_nvidia_smi,
+    parse_tegrastats,
+)
 
 ORIN_NANO = (
     "06-14-2024 10:12:31 RAM 2505/7620MB (lfb 3x4MB) SWAP 0/3810MB (cached 0MB) CPU "

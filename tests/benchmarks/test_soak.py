@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import soak
-from benchmarks.rtsp import why_no_rtsp_server
-from benchmarks.soak import Sample, drops_by_cause, read_verdicts, sample, summarise
-from runtime.errors import EXIT_OK, EXIT_USAGE
-from runtime.samples import sample_clip
+from benchmarks.soak import __main__ as soak
+from benchmarks.soak.__main__ import Sample, drops_by_cause, read_verdicts, sample, summarise
+from benchmarks.soak.rtsp import why_no_rtsp_server
+from runtime.demo.sample import sample_clip
+from runtime.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/status").is_file(), reason="memory is read from /proc"
@@ -136,7 +135,7 @@ def test_terminated_it_leaves_no_stream_behind(tmp_path: Path) -> None:
             family = psutil.Process(process.pid).children(recursive=True)
         assert len(family) == 2
         process.terminate()
-        assert process.wait(30) == 128 + signal.SIGTERM
+        assert process.wait(30) == EXIT_INTERRUPTED
         _, alive = psutil.wait_procs(family, timeout=30)
         assert alive == []
     finally:

@@ -10,7 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import environment, stream
+from benchmarks import environment, looped
+from benchmarks.stream import __main__ as stream
 from runtime.backends import FusionOutput
 from runtime.errors import UsageError, UserError
 from runtime.media import AudioChunk, VideoChunk
@@ -45,7 +46,7 @@ def clip(tmp_path_factory):
 class TestLoop:
     def test_the_clip_is_repeated_to_the_asked_length_size_and_rate(self, clip, tmp_path):
         target = tmp_path / "loop.mp4"
-        stream.write_loop(clip, target, seconds=3, width=160, height=160)
+        looped.write_loop(clip, target, seconds=3, width=160, height=160)
         with FileSource(target) as source:
             chunks = list(source)
             assert (source.info.width, source.info.height) == (160, 160)
@@ -67,13 +68,13 @@ class TestLoop:
                 out.mux(video.encode(frame))
             out.mux(video.encode())
         with pytest.raises(UsageError, match="needs a clip with picture and sound"):
-            stream.write_loop(silent, tmp_path / "out.mp4", seconds=1, width=64, height=64)
+            looped.write_loop(silent, tmp_path / "out.mp4", seconds=1, width=64, height=64)
 
     @pytest.mark.parametrize(
         ("shape", "bars"), [((50, 100), "rows"), ((100, 50), "columns"), ((80, 80), None)]
     )
     def test_a_picture_keeps_its_shape_between_black_bars(self, shape, bars):
-        fitted = stream.fit(np.full((*shape, 3), 200, np.uint8), 80, 80)
+        fitted = looped.fit(np.full((*shape, 3), 200, np.uint8), 80, 80)
         assert fitted.shape == (80, 80, 3)
         lit = (fitted == 200).all(axis=2)
         assert lit.sum() == (80 * 80 if bars is None else 80 * 40)
@@ -167,13 +168,13 @@ class TestCommandLine:
     @pytest.mark.parametrize("text", ["640", "640x", "641x480", "0x0", "64x-2", "axb"])
     def test_a_wrong_size_is_refused(self, text):
         with pytest.raises(argparse.ArgumentTypeError, match="WIDTHxHEIGHT"):
-            stream.parse_size(text)
+            looped.parse_size(text)
 
     @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "ten", "3601"])
     def test_a_wrong_length_is_refused(self, text):
         with pytest.raises(argparse.ArgumentTypeError, match="from 1 to 3600"):
-            stream.parse_seconds(text)
+            looped.parse_seconds(text)
 
     def test_sizes_and_lengths_are_read(self):
-        assert stream.parse_size("640x480") == (640, 480)
-        assert stream.parse_seconds("2.5") == 2.5
+        assert looped.parse_size("640x480") == (640, 480)
+        assert looped.parse_seconds("2.5") == 2.5

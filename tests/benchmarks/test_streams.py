@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-import runtime.session
-from benchmarks import stream, streams
-from benchmarks.paced import PacedSource
+import runtime.flow.session
+from benchmarks.stream import __main__ as stream
+from benchmarks.stream import many as streams
+from benchmarks.stream.paced import PacedSource
 from runtime.media import AudioChunk, VideoChunk
 from runtime.media.file import FileSource
 from tests.runtime.clips import write_clip
@@ -61,7 +62,7 @@ def test_a_paced_source_is_a_live_one_that_loops_in_real_time(clip: Path) -> Non
 def test_a_trial_says_what_was_lost_and_how_late_verdicts_were(
     clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime.session, "FaceTracker", lambda spec: MockTracker())
+    monkeypatch.setattr(runtime.flow.session, "FaceTracker", lambda spec: MockTracker())
     monkeypatch.setattr(streams, "WARM_UP_S", 0.0)
     trial = streams.measure(
         clip, 2, seconds=3.0, bound_ms=60_000, backend=MockBackend(), quiet=True

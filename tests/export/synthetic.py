@@ -15,8 +15,15 @@ import numpy as np
 import onnx
 from onnx import ModelProto, helper, numpy_helper
 
-from runtime.backends.base import FRAME_ENCODER_FILE, FUSION_FILE
-from runtime.spec import METADATA_KEY, FaceSpec, ModelSpec, PairSpec
+from runtime.spec import (
+    FACE_POINTS,
+    FRAME_ENCODER_FILE,
+    FUSION_FILE,
+    METADATA_KEY,
+    FaceSpec,
+    ModelSpec,
+    PairSpec,
+)
 
 SIDE, C, HEADS, E = 32, 32, 4, 8
 D = C // HEADS
@@ -27,6 +34,12 @@ SPEC = PairSpec(
     trained=True,
     pair_id="0123456789abcdef",
     model_id="mini-01234567",
+)
+
+FOLLOWING = dataclasses.replace(  # a frame encoder that follows the face
+    SPEC,
+    model=dataclasses.replace(SPEC.model, geometry_dim=6),
+    face=FaceSpec(crop_px=SIDE, stage="encoder"),
 )
 
 BODIES = (
@@ -79,6 +92,24 @@ frame_encoder (uint8[N, {SIDE}, {SIDE}, 3] frames) => (float[N, {C}] visual)
   visual = LayerNormalization (x6, ln_w, ln_b)
 }}
 """
+
+FACE_ENCODER = (
+    ENCODER.replace(
+        "visual)\n{",
+        f"""visual, float[N, 6] geometry, float[N, {len(FACE_POINTS)}, 2] points, float[N] presence)
+{{""",
+    ).rstrip("}\n")
+    + """
+  geometry = Gemm (visual, geometry_w)
+  p0 = MatMul (visual, points_w)
+  p1 = Reshape <allowzero = 0> (p0, points_shape)
+  points = Add (p1, middle)
+  q0 = MatMul (visual, presence_w)
+  q1 = Sigmoid (q0)
+  presence = Squeeze (q1, one)
+}
+"""
+)
 
 FUSION = f"""
 <ir_version: 10, opset_import: ["" : 18, "msct" : 1]>
@@ -141,12 +172,14 @@ fusion (float[B, T, {C}] visual, float[B, T, 104] audio)
 
 
 def frame_encoder(spec: PairSpec = SPEC, seed: int = 0) -> ModelProto:
-    """frames uint8 [N, 32, 32, 3] -> visual [N, 32]."""
+    """frames uint8 [N, 32, 32, 3] -> visual [N, 32], and what else the spec says."""
     rng = np.random.default_rng(seed)
+    follows = bool(spec.model.geometry_dim)
     return _model(
-        ENCODER,
+        FACE_ENCODER if follows else ENCODER,
         spec,
         {
+            **(_heads() if follows else {}),
             "scale": np.float32(1 / 255),
             "conv_w": _weights(rng, C, 3, 4, 4),
             "conv_b": _weights(rng, C),
@@ -157,6 +190,18 @@ def frame_encoder(spec: PairSpec = SPEC, seed: int = 0) -> ModelProto:
             "ln_b": np.zeros(C, np.float32),
         },
     )
+
+
+def _heads() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(9)
+    return {
+        "geometry_w": _weights(rng, C, 6),
+        "points_w": _weights(rng, C, 2 * len(FACE_POINTS)),
+        "points_shape": np.array([0, len(FACE_POINTS), 2]),
+        "middle": np.float32(SIDE / 2),
+        "presence_w": _weights(rng, C, 1),
+        "one": np.array([1]),
+    }
 
 
 def fusion(spec: PairSpec = SPEC, seed: int = 0) -> ModelProto:

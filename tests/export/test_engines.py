@@ -252,7 +252,7 @@ class TestBadInput:
         tmp_path: Path,
     ) -> None:
         """Made up: the library's name is one that nobody builds."""
-        from runtime import native
+        from runtime.backends import native
 
         monkeypatch.delenv(native.PLUGIN_LIBRARY_VARIABLE, raising=False)
         monkeypatch.setattr(native, "PLUGIN_LIBRARY", "libnobody.so")
@@ -303,7 +303,7 @@ def test_interruption_leaves_nothing(
 
     monkeypatch.setattr(builder, "build", interrupted)
     args = ["--onnx", original, "--plugins", "off", "--output", tmp_path / "out"]
-    assert run(*args) == 1
+    assert run(*args) == 130
     assert "interrupted; nothing was written" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 

@@ -29,13 +29,13 @@ from runtime.errors import EXIT_OK, ModelError, UsageError  # noqa: E402
 from runtime.models import PRESETS as KNOWN_PRESETS  # noqa: E402
 from runtime.spec import Calibration, FaceSpec, PairSpec  # noqa: E402
 from tests.trainer.prepared import write_noise_set  # noqa: E402
-from trainer.checkpoint import save_checkpoint  # noqa: E402
 from trainer.config import PRESETS, ModelConfig, preset  # noqa: E402
 from trainer.data.prepared import PreparedSet  # noqa: E402
 from trainer.fit import FitConfig, Trainer  # noqa: E402
-from trainer.from_pair import _Weights, load_pair  # noqa: E402
+from trainer.loop.from_pair import _Weights, load_pair  # noqa: E402
+from trainer.model.checkpoint import save_checkpoint  # noqa: E402
 from trainer.model.msct import MSCT  # noqa: E402
-from trainer.scoring import TorchPair  # noqa: E402
+from trainer.scoring.windows import TorchPair  # noqa: E402
 
 pytestmark = pytest.mark.slow  # torch traces a graph in seconds, whatever its size
 
@@ -223,7 +223,7 @@ class TestTheFiles:
 
 
 class TestTheWayBack:
-    """trainer.from_pair: the weights out of the graphs."""
+    """trainer.loop.from_pair: the weights out of the graphs."""
 
     def test_the_network_gives_what_it_gave(
         self, model: MSCT, config: ModelConfig, exported: graphs.ExportedPair
@@ -271,7 +271,7 @@ class TestTheWayBack:
         self, config: ModelConfig, exported: graphs.ExportedPair, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As when an exporter folds what this one does not."""
-        monkeypatch.setattr("trainer.from_pair._Weights._wavelets", half_a_wavelet)
+        monkeypatch.setattr("trainer.loop.from_pair._Weights._wavelets", half_a_wavelet)
         with pytest.raises(ModelError, match="the network differs from the pair by"):
             load_pair(exported.frame_encoder.parent, config)
 

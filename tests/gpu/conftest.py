@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def compiled() -> None:
     """Skips where the installed package has no CUDA kernels."""
-    from runtime import native
+    from runtime.backends import native
 
     found = native.capabilities()
     if not found.cuda_architectures:

@@ -14,7 +14,7 @@ import sys
 
 import numpy as np
 
-from runtime import native
+from runtime.backends import native
 from tests.native.references import attention_inputs, key_conv_inputs
 
 TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}  # of the largest value

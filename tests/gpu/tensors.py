@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from runtime.native import (
+from runtime.backends.native import (
     DeviceTensor,
     differential_cross_attention_cuda,
     multi_scale_key_conv_cuda,

@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
-from runtime.native import DeviceTensor, differential_cross_attention_cuda  # noqa: E402
+from runtime.backends.native import DeviceTensor, differential_cross_attention_cuda  # noqa: E402
 from tests.gpu.tensors import (  # noqa: E402
     DTYPES,
     LAYOUTS,
@@ -17,7 +17,7 @@ from tests.gpu.tensors import (  # noqa: E402
     same_bits,
     within_twice,
 )
-from trainer.ops import differential_cross_attention  # noqa: E402
+from trainer.model.ops import differential_cross_attention  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("compiled")
 

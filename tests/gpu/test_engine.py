@@ -20,9 +20,9 @@ from runtime.backends.manifest import ENGINE_FILES, TENSORRT, TENSORRT_RTX
 from runtime.backends.onnx import OnnxBackend
 from runtime.backends.tensorrt import TensorRTBackend
 from runtime.errors import DependencyError, ModelError
+from runtime.flow.driver import run
+from runtime.flow.sink import Collector
 from runtime.media.file import FileSource
-from runtime.pipeline import run
-from runtime.sinks import Collector
 
 pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt]
 PROBABILITY_LIMIT = {"fp32": 1e-3, "fp16": 0.01}  # against ONNX Runtime fp32 on the CPU

@@ -18,7 +18,7 @@ from tests.gpu.tensors import (  # noqa: E402
     same_bits,
     within_twice,
 )
-from trainer.ops import multi_scale_key_conv  # noqa: E402
+from trainer.model.ops import multi_scale_key_conv  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("compiled", "float32_in_full")
 

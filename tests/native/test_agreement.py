@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra train
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra export)")
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra cpu)")
 
-from runtime import native  # noqa: E402
+from runtime.backends import native  # noqa: E402
 from tests.native.references import (  # noqa: E402
     attention_inputs,
     error,
@@ -26,7 +26,7 @@ from tests.native.references import (  # noqa: E402
     reference_difference,
     reference_key_conv,
 )
-from trainer import ops  # noqa: E402
+from trainer.model import ops  # noqa: E402
 
 FOUND = native.capabilities()
 REFERENCE_TOLERANCE = 2e-6  # every sum in float64, rounded once

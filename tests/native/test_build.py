@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime import native
+from runtime.backends import native
 from runtime.errors import DependencyError, UsageError
 from tests.native import cmake
 
@@ -161,7 +161,7 @@ class TestWhereItIsFound:
     @pytest.fixture(autouse=True)
     def nowhere(self, tmp_path, monkeypatch):
         """A runtime without a library anywhere."""
-        package = tmp_path / "checkout" / "runtime"
+        package = tmp_path / "checkout" / "runtime" / "backends"
         package.mkdir(parents=True)
         monkeypatch.setattr(native, "__file__", str(package / "native.py"))
         monkeypatch.setattr(native, "_build_facts", lambda: None)

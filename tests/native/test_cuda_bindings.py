@@ -12,9 +12,9 @@ import importlib.util
 
 import pytest
 
-from runtime import native
+from runtime.backends import native
 from runtime.backends.cuda import device_count
-from runtime.native import DeviceTensor
+from runtime.backends.native import DeviceTensor
 from tests.native import cmake
 
 SHAPE = (2, 4, 6, 8)
@@ -22,7 +22,7 @@ SHAPE = (2, 4, 6, 8)
 
 @pytest.fixture(autouse=True)
 def module(cuda_build, monkeypatch):
-    """runtime.native over the module of the tests' CUDA build."""
+    """runtime.backends.native over the module of the tests' CUDA build."""
     path = cmake.python_module(cuda_build)
     if path is None:
         pytest.skip("pybind11 or Python's headers are not installed")

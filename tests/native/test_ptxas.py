@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import ptxas
-from benchmarks.ptxas import Usage
+from benchmarks.ops import ptxas
+from benchmarks.ops.ptxas import Usage
 from tests.native import cmake
 
 LOG = """\

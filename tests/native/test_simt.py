@@ -89,7 +89,7 @@ def attention_plain(dtype, q_self, q_cross, key, value, lam, scale):
 
         difference = weights(q_self) - lam[:, None, None] * weights(q_cross)
         return rounded(rounded(difference, dtype) @ value, dtype)
-    from trainer.ops import differential_cross_attention
+    from trainer.model.ops import differential_cross_attention
 
     tensors = [torch.from_numpy(x).to(getattr(torch, dtype)) for x in (q_self, q_cross, key, value)]
     out = differential_cross_attention(*tensors, torch.from_numpy(lam), scale=scale)
@@ -334,7 +334,7 @@ def conv_plain(dtype, key, weights, biases, prefix):
         import torch
     except ImportError:
         return rounded(conv_by_taps(key, weights, biases, prefix, np.float32), dtype)
-    from trainer.ops import multi_scale_key_conv
+    from trainer.model.ops import multi_scale_key_conv
 
     def tensors(arrays):
         return [torch.from_numpy(a).to(getattr(torch, dtype)) for a in arrays]

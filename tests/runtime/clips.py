@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
+import av.stream
 import numpy as np
 
 TICKS_HZ = 1000  # of the picture's timestamps
@@ -45,6 +47,7 @@ def write_clip(
     options: dict[str, str] | None = None,
     rate: int | Fraction | None = None,
     gop: int | None = None,
+    sound_codec: str | None = None,
 ) -> Path:
     """A clip with pictures at ``times_ms`` (default: ``fps`` for ``seconds``) and mono sound."""
     if times_ms is None:
@@ -64,7 +67,7 @@ def write_clip(
                 stream.set_display_rotation(rotation)
         audio: Any = None
         if samples is not None:
-            audio = out.add_stream(_sound_codec(path), rate=16_000)
+            audio = out.add_stream(sound_codec or _sound_codec(path), rate=16_000)
             audio.layout = "mono"
         packets: list[Any] = []
         for i, t in enumerate(times_ms if video else []):
@@ -95,3 +98,62 @@ def _encode_sound(stream: Any, samples: np.ndarray[Any, Any], start_ms: int) -> 
         frame.pts, frame.time_base = start_ms * 16 + at, Fraction(1, 16_000)
         packets += stream.encode(frame)
     return packets + list(stream.encode(None))
+
+
+@dataclass(frozen=True)
+class Extra:
+    """One track of :func:`write_tracks`: a colour (0 red, 1 green, 2 blue) or a pitch."""
+
+    colour: int | None = None
+    pitch_hz: float | None = None
+    default: bool = False
+    cover: bool = False  # of a colour: one picture, attached
+    described: bool = False  # of a pitch: for people who cannot see
+    language: str = ""
+
+
+def write_tracks(
+    path: Path,
+    tracks: Sequence[Extra],
+    *,
+    seconds: float = 1.0,
+    options: dict[str, str] | None = None,
+) -> Path:
+    """Several pictures (64x48, 25 a second) and sounds (mono, 16 kHz) in one file."""
+    flags = av.stream.Disposition
+    with av.open(str(path), "w", options=options or {}) as out:
+        packets: list[Any] = []
+        for track in tracks:
+            stream: Any
+            if track.colour is not None:
+                stream = out.add_stream("mjpeg" if track.cover else "mpeg4", rate=25)
+                stream.width, stream.height = 64, 48
+                stream.pix_fmt = "yuvj420p" if track.cover else "yuv420p"
+            else:
+                stream = out.add_stream("aac", rate=16_000, layout="mono")
+            stream.disposition = (
+                flags.default * track.default
+                | flags.attached_pic * track.cover
+                | flags.visual_impaired * track.described
+            )
+            if track.language:
+                stream.metadata["language"] = track.language
+            if track.pitch_hz is not None:
+                packets += _encode_sound(stream, tone(seconds, pitch_hz=track.pitch_hz), 0)
+                continue
+            picture = np.zeros((48, 64, 3), np.uint8)
+            picture[..., track.colour] = 255
+            for i in range(1 if track.cover else round(25 * seconds)):
+                frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format=stream.pix_fmt)
+                frame.pts, frame.time_base = i, Fraction(1, 25)
+                packets += stream.encode(frame)
+            packets += stream.encode(None)
+        for packet in sorted(packets, key=lambda p: float(p.dts * p.time_base)):
+            out.mux(packet)
+    return path
+
+
+def loudest_hz(samples: np.ndarray[Any, Any], rate_hz: int = 16_000) -> float:
+    """The pitch of a tone."""
+    spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
+    return float(np.fft.rfftfreq(len(samples), 1 / rate_hz)[spectrum.argmax()])

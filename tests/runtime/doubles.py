@@ -14,8 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends.base import FusionOutput, check_frames, check_tokens
+from runtime.backends.base import (
+    FaceOutput,
+    FusionOutput,
+    check_follows,
+    check_frames,
+    check_tokens,
+)
 from runtime.faces import Face
+from runtime.faces.align import MEAN_FACE
 from runtime.spec import AudioSpec, FaceSpec, ModelSpec, PairSpec
 
 TOKEN_SAMPLES = AudioSpec().token_samples  # 640
@@ -62,6 +69,10 @@ class MockBackend:
         features = means @ self._basis
         features[:, 0] = means[:, 0]
         return features.astype(np.float32)
+
+    def follow(self, frames: np.ndarray[Any, Any]) -> FaceOutput:
+        check_follows(self.spec)
+        raise NotImplementedError("this mock follows no face")
 
     def fuse(self, visual: np.ndarray[Any, Any], audio: np.ndarray[Any, Any]) -> FusionOutput:
         check_tokens(visual, audio, self.spec)
@@ -124,7 +135,7 @@ class MockTracker:
                 track_id=track,
                 crop=crop if track == 0 else np.full_like(crop, brightness(track)),
                 box=(0.0, 0.0, width, width),
-                landmarks=np.zeros((3, 2)),
+                landmarks=MEAN_FACE * width,
                 width_px=width,
                 confidence=1.0,
             )

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.soak import Sample, sample
+from benchmarks.soak.__main__ import Sample, sample
 from runtime.errors import MediaError
+from runtime.flow.session import Session
 from runtime.media import AudioChunk, VideoChunk
 from runtime.media.file import FileSource
-from runtime.session import Session
 from tests.runtime.clips import write_clip
 from tests.runtime.doubles import MockBackend, MockTracker
 

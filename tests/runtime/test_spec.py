@@ -49,7 +49,7 @@ def test_whole_numbers_are_read_where_a_fraction_is_meant() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("version",), 99, "has version 99, this runtime reads 1"),
+        (("version",), 99, "has version 99, this runtime reads 2"),
         (("colour",), "red", "unknown fields colour"),
         (("trained",), 1, "trained"),
         (("model", "channels"), "128", "channels"),

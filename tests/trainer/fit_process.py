@@ -28,11 +28,12 @@ import sklearn.linear_model  # noqa: F401
 import torch
 import torch._dynamo
 
-from trainer import checkpoint, state
 from trainer.config import preset
 from trainer.data.prepared import PreparedSet
 from trainer.fit import FitConfig, train
-from trainer.run import Trainer
+from trainer.loop import state
+from trainer.loop.run import Trainer
+from trainer.model import checkpoint
 
 MODEL = {
     "channels": 32,
@@ -127,7 +128,7 @@ def dies_before_the_rename() -> None:
 
 
 def dies_at_the_end() -> None:
-    from trainer import run as module
+    from trainer.loop import run as module
 
     module.write_json = lambda path, value: die() if path.name == "metrics.json" else None
 
@@ -151,7 +152,7 @@ def full_disk(data: Path, folder: Path) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         real(path, *rest)
 
-    import trainer.run as module
+    import trainer.loop.loop as module
 
     module.save_state = save_state
     run(data, folder)

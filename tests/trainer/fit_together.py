@@ -26,9 +26,9 @@ from runtime.errors import UserError
 from tests.trainer.fit_process import FIT, MODEL
 from trainer.config import preset
 from trainer.data.prepared import PreparedSet
-from trainer.distributed import Group, run_together
 from trainer.fit import FitConfig, train
-from trainer.run import Trainer
+from trainer.loop.distributed import Group, run_together
+from trainer.loop.run import Trainer
 
 # Many windows lack a modality: the processes' sums of weights differ.
 COMMON: dict[str, Any] = {**FIT, "batch": 8, "modality_dropout": 0.6, "frozen_norm": True}

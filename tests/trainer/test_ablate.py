@@ -16,14 +16,16 @@ from runtime.errors import UsageError
 from tests.trainer.prepared import write_noise_set
 from tests.trainer.test_fit import MODEL
 from tests.trainer.test_report import table
-from trainer import ablate, arms, metrics, published, tables
+from trainer import ablate
 from trainer.ablate import Job, Settings
-from trainer.baselines import BASELINES
-from trainer.baselines.base import parameter_count
 from trainer.config import PRESETS
 from trainer.data.prepared import Batch, PreparedSet
 from trainer.fit import Trainer
 from trainer.model.msct import MSCT
+from trainer.paper import arms, published, tables
+from trainer.paper.baselines import BASELINES
+from trainer.paper.baselines.base import parameter_count
+from trainer.scoring import metrics
 
 SPLITS = {"a": "train", "b": "train", "c": "val", "d": "test"}
 FIT = {

@@ -9,8 +9,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from trainer import ops  # noqa: E402
 from trainer.config import preset  # noqa: E402
+from trainer.model import ops  # noqa: E402
 from trainer.model.attention import (  # noqa: E402
     Block,
     CrossAttention,

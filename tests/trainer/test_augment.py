@@ -9,9 +9,9 @@ import pytest
 pytest.importorskip("cv2")
 pytest.importorskip("scipy", reason="needs the train extra: pip install '.[train]'")
 
-from runtime.audio import tokenize
+from runtime.sound.tokens import tokenize
 from runtime.spec import AudioSpec
-from trainer import augment
+from trainer.data import augment
 
 SPEC = AudioSpec()
 RATE = SPEC.sample_rate_hz

@@ -14,19 +14,21 @@ pytest.importorskip("torch", reason="needs the train extra: pip install '.[train
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from runtime.errors import ModelError, UsageError, UserError
 from tests.trainer.prepared import write_noise_set
-from trainer import metrics
-from trainer.baselines import BASELINES, Labels, build, features
-from trainer.baselines import fit as fitting
-from trainer.baselines.base import parameter_count
-from trainer.baselines.fit import BaselineConfig, BaselineTrainer
-from trainer.baselines.mds import dissonance_loss
-from trainer.baselines.mrdf import margin_contrast
-from trainer.baselines.vfd import matching_loss
-from trainer.calibrate import Platt
 from trainer.data.prepared import PreparedSet
+from trainer.loop.state import load_state, save_state
+from trainer.paper.baselines import BASELINES, Labels, build, features
+from trainer.paper.baselines import fit as fitting
+from trainer.paper.baselines.base import parameter_count
+from trainer.paper.baselines.fit import BaselineConfig, BaselineTrainer
+from trainer.paper.baselines.mds import dissonance_loss
+from trainer.paper.baselines.mrdf import margin_contrast
+from trainer.paper.baselines.vfd import matching_loss
+from trainer.scoring import metrics
+from trainer.scoring.calibrate import Platt
 
 SPLITS = {"a": "train", "b": "train", "c": "val", "d": "test"}
 LAYER = 12 * 768 * 768 + 13 * 768  # of a transformer: 4 projections, FFN x4, two norms, biases
@@ -225,14 +227,14 @@ class TestRun:
         data = PreparedSet(noise)
         BaselineTrainer(self.CONFIG, data, tmp_path / "whole").run()
         broken = BaselineTrainer(self.CONFIG, data, tmp_path / "broken")
-        step = broken._train_step
+        step = broken.train_step
 
-        def stop() -> dict[str, float]:
-            if broken.step == 5:
+        def stop(batch: int) -> dict[str, float]:
+            if batch == 5:
                 raise KeyboardInterrupt
-            return step()
+            return step(batch)
 
-        monkeypatch.setattr(broken, "_train_step", stop)
+        monkeypatch.setattr(broken, "train_step", stop)
         with pytest.raises(KeyboardInterrupt):
             broken.run()
         BaselineTrainer(self.CONFIG, data, tmp_path / "broken").run()
@@ -258,23 +260,31 @@ class TestRun:
 
     def test_a_run_of_other_options_is_not_resumed(self, noise: Path, tmp_path: Path):
         trainer = BaselineTrainer(self.CONFIG, PreparedSet(noise), tmp_path)
-        trainer._save_state()
+        trainer.save_state()
         other = BaselineConfig("vfd", miniature=True, steps=7, batch=4)
         with pytest.raises(UsageError, match="other options"):
             BaselineTrainer(other, PreparedSet(noise), tmp_path).run()
 
+    def test_a_state_of_an_earlier_version_is_refused_in_one_line(
+        self, noise: Path, tmp_path: Path
+    ):
+        earlier = {"config": json.dumps({"name": "vfd"}), "data": "a.mp4 train", "progress": "{}"}
+        save_file({"model/a": torch.zeros(1)}, tmp_path / "state.safetensors", earlier)
+        with pytest.raises(ModelError, match=r"cannot be read .*; delete it to begin anew"):
+            BaselineTrainer(self.CONFIG, PreparedSet(noise), tmp_path).run()
+
 
 def test_a_full_disk_is_one_line_and_the_file_before_it_stays(tmp_path: Path, monkeypatch):
     path = tmp_path / "state.safetensors"
-    fitting._write(path, {"a": torch.zeros(1)}, {"step": "1"})
+    save_state(path, {"a": torch.zeros(1)}, {"step": 1})
 
     def full(*arguments):
         raise SafetensorError("Error while serializing: I/O error: No space left on device")
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(UserError, match=r"No space left on device.*same command again"):
-        fitting._write(path, {"a": torch.ones(1)}, {"step": "2"})
-    assert fitting._read(path)[0] == {"step": "1"}
+        save_state(path, {"a": torch.ones(1)}, {"step": 2})
+    assert load_state(path)[1] == {"step": 1}
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 

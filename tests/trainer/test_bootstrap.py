@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("sklearn", reason="needs the train extra: pip install '.[train]'")
 
-from trainer import metrics
-from trainer.bootstrap import METRICS, draw_identities, interval, point, weighted_metrics
+from trainer.scoring import metrics
+from trainer.scoring.bootstrap import METRICS, draw_identities, interval, point, weighted_metrics
 
 RNG = np.random.default_rng(3)
 FAKE = (RNG.random(60) < 0.7).astype(int)

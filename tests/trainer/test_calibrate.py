@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("sklearn", reason="needs the train extra: pip install '.[train]'")
 
-from trainer.calibrate import (
+from trainer.scoring.calibrate import (
     Evidence,
     add_network,
     balanced_weights,

@@ -13,8 +13,8 @@ from safetensors.torch import save_file  # noqa: E402
 
 from runtime.errors import ModelError  # noqa: E402
 from runtime.spec import Calibration, PairSpec  # noqa: E402
-from trainer.checkpoint import load_checkpoint, save_checkpoint, weights_digest  # noqa: E402
 from trainer.config import preset  # noqa: E402
+from trainer.model.checkpoint import load_checkpoint, save_checkpoint, weights_digest  # noqa: E402
 from trainer.model.msct import MSCT  # noqa: E402
 
 CFG = preset("msct-tiny", blocks=1)

@@ -17,7 +17,7 @@ pytest.importorskip("torch", reason="needs the train extra: pip install '.[train
 
 from runtime.errors import UsageError
 from tests.trainer.prepared import write_noise_set
-from trainer.distributed import Group, run_together
+from trainer.loop.distributed import Group, run_together
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),

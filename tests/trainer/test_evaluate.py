@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("sklearn", reason="needs the train extra: pip install '.[train]'")
 
 from runtime.errors import UsageError
+from runtime.judging.verdict import Label, Reason, Verdict
 from runtime.spec import AudioSpec
-from runtime.verdict import Label, Reason, Verdict
 from tests.runtime.doubles import MockBackend
 from trainer.data.clips import write_clip
 from trainer.evaluate import Row, evaluate, main
@@ -136,8 +136,8 @@ class TestGraphs:
         pytest.importorskip("onnxruntime", reason="needs the cpu extra: pip install '.[cpu]'")
         from runtime.backends import load_backend
         from tests.trainer.prepared import write_noise_set
-        from trainer.clip_scores import ClipScores
         from trainer.data.prepared import PreparedSet
+        from trainer.scoring.clips import ClipScores
 
         monkeypatch.setitem(sys.modules, "torch", None)  # an import of it fails
         monkeypatch.chdir(tmp_path)
@@ -175,7 +175,7 @@ class TestCheckpoint:
     def checkpoint(self, tmp_path: Path) -> Path:
         from runtime.spec import Calibration, FaceSpec, PairSpec, StreamSpec
         from tests.trainer.test_fit import MODEL
-        from trainer.checkpoint import save_checkpoint
+        from trainer.model.checkpoint import save_checkpoint
         from trainer.model.msct import MSCT
 
         spec = PairSpec(
@@ -232,7 +232,7 @@ class TestCheckpoint:
 
     def test_argmax_leaves_calibration_and_threshold_aside(self, noise: Path, checkpoint: Path):
         from trainer.data.prepared import PreparedSet
-        from trainer.scorers import checkpoint_scorer
+        from trainer.report.scorers import checkpoint_scorer
 
         calibrated = checkpoint_scorer(checkpoint)
         plain = checkpoint_scorer(checkpoint, argmax=True)
@@ -242,8 +242,8 @@ class TestCheckpoint:
         np.testing.assert_allclose(np.log(p / (1 - p)), np.log(q / (1 - q)) + 0.3, atol=1e-6)
 
     def test_a_baseline_is_scored_by_the_same_command(self, noise: Path, tmp_path: Path):
-        from trainer.baselines.fit import BaselineConfig, BaselineTrainer
         from trainer.data.prepared import PreparedSet
+        from trainer.paper.baselines.fit import BaselineConfig, BaselineTrainer
 
         config = BaselineConfig("vfd", miniature=True, steps=1, batch=4)
         BaselineTrainer(config, PreparedSet(noise), tmp_path).run()

@@ -21,14 +21,14 @@ import torch
 
 from runtime.errors import MediaError, ModelError, UsageError
 from tests.trainer.prepared import write_noise_set
-from trainer import state
-from trainer.batches import Batches, EpochSampler
-from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.config import preset
 from trainer.data.prepared import REAL_PAIR, PreparedSet, Sampler
 from trainer.fit import FitConfig, Options, Trainer, _config, _parser, main, train
+from trainer.loop import state
+from trainer.loop.batches import Batches, EpochSampler
+from trainer.loop.schedule import Progress, learning_rate
+from trainer.model.checkpoint import load_checkpoint, save_checkpoint
 from trainer.recipes import RECIPES
-from trainer.schedule import Progress, learning_rate
 
 SPLITS = {"a": "train", "b": "train", "c": "val", "d": "test"}
 # a model of the same make, small enough for a test

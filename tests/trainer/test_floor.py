@@ -13,12 +13,12 @@ pytest.importorskip("torch", reason="needs the train extra: pip install '.[train
 
 from runtime.errors import UsageError
 from tests.trainer.prepared import write_noise_set
-from trainer import metrics
-from trainer.clip_scores import ClipRow, ClipScores
 from trainer.data.prepared import PreparedSet
-from trainer.floor import FLOORS, floors
 from trainer.probe import DESCRIPTOR, LOG_MEL, TOGETHER, Features, baseline_scores, probe
-from trainer.report import write_report
+from trainer.report.floor import FLOORS, floors
+from trainer.report.page import write_report
+from trainer.scoring import metrics
+from trainer.scoring.clips import ClipRow, ClipScores
 
 SPLITS = {"a": "train", "b": "train", "c": "test", "d": "test", "e": "test"}
 

@@ -24,6 +24,7 @@ from trainer.data.layouts import CATEGORIES, find_genuine
 from trainer.data.nuisance import Nuisance
 from trainer.data.plan import Forgery, Piece, _forgery, assign_splits, plan, rotation
 from trainer.forge import META_COLUMNS, forge, main
+from trainer.forge import _lines as sentences_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SPEC = AudioSpec()
@@ -225,6 +226,14 @@ class TestFiles:
             "ben",
             "carla",
         ]
+
+    def test_lists_that_begin_with_a_byte_order_mark(self, tmp_path: Path):
+        (tmp_path / "a.mp4").touch()
+        rules, sentences = tmp_path / "who.csv", tmp_path / "said.txt"
+        rules.write_text("file,identity\n*,carla\n", encoding="utf-8-sig")
+        assert [c.identity for c in find_genuine(tmp_path, rules)] == ["carla"]
+        sentences.write_text("good day\n", encoding="utf-8-sig")
+        assert sentences_of(sentences) == ("good day",)
 
     def test_a_csv_with_other_columns_is_refused(self, tmp_path: Path):
         (tmp_path / "a.mp4").touch()

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from trainer.losses import (  # noqa: E402
+from trainer.loop.losses import (  # noqa: E402
     LossWeights,
     TemporalContrast,
     Totals,

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("sklearn")
 
-from trainer import metrics
+from trainer.scoring import metrics
 
 LABELS = [0, 0, 0, 1, 1]
 SCORES = [0.1, 0.4, 0.6, 0.3, 0.9]

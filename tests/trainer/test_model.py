@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from runtime.alignment import lag_curve  # noqa: E402
+from runtime.judging.offset import lag_curve  # noqa: E402
 from trainer.config import ABLATION_ARMS, PRESETS, preset  # noqa: E402
 from trainer.model.msct import (  # noqa: E402
     MSCT,

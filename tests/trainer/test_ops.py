@@ -14,7 +14,7 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 from scipy.signal import correlate2d  # noqa: E402
 
-from trainer import ops  # noqa: E402
+from trainer.model import ops  # noqa: E402
 
 LENGTHS = (1, 2, 51, 150)  # T
 SHAPES = [(2, 4, t, 16) for t in LENGTHS] + [(1, 8, 51, 64), (3, 4, 7, 5), (1, 12, 13, 1)]

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.audio import tokenize
 from runtime.errors import MediaError, UserError
+from runtime.sound.tokens import tokenize
 from runtime.spec import AudioSpec, FaceSpec
 from tests.conftest import REPOSITORY
 from tests.runtime.clips import write_clip

@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("sklearn", reason="needs the train extra: pip install '.[train]'")
 
-from trainer import metrics
 from trainer.config import ABLATION_ARMS
-from trainer.published import TABLE_1, TABLE_2
+from trainer.paper.published import TABLE_1, TABLE_2
+from trainer.scoring import metrics
 
 
 @pytest.mark.parametrize(

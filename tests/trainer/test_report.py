@@ -14,11 +14,12 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the train extra: pip install '.[train]'")
 
-from trainer import metrics, plots
-from trainer.clip_scores import ClipScores
 from trainer.data.layouts import CATEGORIES
-from trainer.figures import figures
-from trainer.report import write_report
+from trainer.report import plots
+from trainer.report.page import write_report
+from trainer.scoring import metrics
+from trainer.scoring.clips import ClipScores
+from trainer.scoring.figures import figures
 
 
 def table(people: int = 12, *, separation: float = 1.0, seed: int = 0) -> ClipScores:
@@ -143,7 +144,7 @@ class TestPage:
 
     def test_it_names_the_paper_metric_and_counts_people_beside_figures(self, written: Path):
         text = (written / "report.html").read_text()
-        assert "balanced accuracy (the paper's" in text
+        assert "balanced accuracy (the paper&#39;s" in text
         assert text.count("12 identities") >= 3
         assert "&lt;wav2lip&gt;" in text
         assert "A &amp; B" in text
@@ -152,7 +153,7 @@ class TestPage:
     def test_ink_follows_the_page(self, written: Path):
         text = (written / "report.html").read_text()
         assert "currentColor" in text
-        assert plots._INK not in text
+        assert plots.INK not in text
 
     def test_few_people_are_warned_of(self, tmp_path: Path, written: Path):
         write_report(tmp_path, {"untrimmed": table(3)}, 0.5, title="x", about={}, rounds=50)

@@ -12,7 +12,8 @@ pytest.importorskip("torch", reason="needs the train extra: pip install '.[train
 
 from tests.trainer.fakeavceleb import write_fakeavceleb
 from tests.trainer.test_ablate import use_small_miniature
-from trainer import ablate, evaluate, prepare, published
+from trainer import ablate, evaluate, prepare
+from trainer.paper import published
 
 PROTOCOL = ["--protocol", "1:1:1:1"]
 

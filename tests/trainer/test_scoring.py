@@ -17,10 +17,10 @@ from runtime.errors import UsageError
 from runtime.spec import Calibration, StreamSpec
 from tests.trainer.prepared import write_noise_set
 from tests.trainer.test_fit import MODEL
-from trainer.clip_scores import ClipScores, score_clips, window_starts
 from trainer.data.prepared import PreparedSet
 from trainer.model.msct import MSCT
-from trainer.scoring import TorchPair
+from trainer.scoring.clips import ClipScores, score_clips, window_starts
+from trainer.scoring.windows import TorchPair
 
 STREAM = StreamSpec(window_tokens=30)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.audio import tokenize
+from runtime.sound.tokens import tokenize
 from runtime.spec import AudioSpec
 from trainer.data.silence import silence_tokens
 

@@ -14,12 +14,12 @@ pytest.importorskip("sklearn", reason="needs the train extra: pip install '.[tra
 from runtime.spec import StreamSpec  # noqa: E402
 from tests.trainer.prepared import write_noise_set  # noqa: E402
 from tests.trainer.test_fit import MODEL  # noqa: E402
-from trainer import validation  # noqa: E402
-from trainer.calibrate import Evidence  # noqa: E402
 from trainer.data.prepared import PreparedSet  # noqa: E402
+from trainer.loop import validation  # noqa: E402
 from trainer.model.msct import LAG_SCALE, MSCT  # noqa: E402
 from trainer.recipes import FitConfig  # noqa: E402
-from trainer.scoring import score_windows  # noqa: E402
+from trainer.scoring.calibrate import Evidence  # noqa: E402
+from trainer.scoring.windows import score_windows  # noqa: E402
 
 STREAM = StreamSpec(window_tokens=20)
 

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A clip in memory, on the runtime's own 25 Hz grid, and back to a file.
 
-Reading goes through :mod:`runtime.media`, :mod:`runtime.timeline` and :mod:`runtime.faces`, so a
-training clip is what the device would have seen.
+Reading goes through :mod:`runtime.media`, :mod:`runtime.grid` and :mod:`runtime.faces.tracker`, so
+a training clip is what the device would have seen.
 """
 
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,12 +17,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from runtime import leftovers
 from runtime.errors import MediaError
-from runtime.faces import Face, FaceTracker
+from runtime.faces import Face
+from runtime.faces.tracker import FaceTracker
+from runtime.grid import TimelineError, VideoGrid
 from runtime.media import VideoChunk
-from runtime.media.file import FORMATS, FileSource
+from runtime.media.decoding import pick_streams
+from runtime.media.file import READ_OPTIONS, FileSource
+from runtime.media.local_files import ffmpeg_name
 from runtime.spec import AudioSpec, FaceSpec
-from runtime.timeline import TimelineError, VideoGrid
 
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
@@ -174,13 +177,13 @@ def _decode(
 
 
 def _packet_bytes(path: Path) -> tuple[int, int]:
-    """Compressed bytes of the first picture and the first sound track; nothing is decoded."""
+    """Compressed bytes of the tracks that :class:`FileSource` reads; nothing is decoded."""
     import av
 
     sizes = {"video": 0, "audio": 0}
-    options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
-    with av.open(str(path), options=options, metadata_errors="replace") as container:
-        streams = [*container.streams.video[:1], *container.streams.audio[:1]]
+    name = ffmpeg_name(path)
+    with av.open(name, options=dict(READ_OPTIONS), metadata_errors="replace") as container:
+        streams = pick_streams(av, container, path.name, thread_type="AUTO")
         try:
             for packet in container.demux(*streams):
                 sizes[packet.stream.type] += packet.size
@@ -239,32 +242,30 @@ def write_clip(
     import av
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     height, width = (side - side % 2 for side in frames[0].shape[:2])
-    try:
-        with av.open(str(temporary), "w", format="mp4") as container:
-            video: Any = container.add_stream("libx264", rate=Fraction(audio_spec.token_hz))
-            video.width, video.height, video.pix_fmt = width, height, "yuv420p"
-            video.options = {"crf": str(crf), "preset": "veryfast"}
-            video.codec_context.thread_count = 1  # the same bytes on every machine
-            sound: Any = container.add_stream("aac", rate=audio_spec.sample_rate_hz)
-            sound.codec_context.layout = "mono"
-            sound.codec_context.bit_rate = audio_bit_rate
-            for i, rgb in enumerate(frames):
-                picture = av.VideoFrame.from_ndarray(
-                    np.ascontiguousarray(rgb[:height, :width]), format="rgb24"
-                )
-                picture.pts, picture.time_base = i, Fraction(1, round(audio_spec.token_hz))
-                container.mux(video.encode(picture))
-            container.mux(video.encode(None))
-            for at in range(0, len(audio), 1024):  # AAC's frame size
-                block = av.AudioFrame.from_ndarray(
-                    np.ascontiguousarray(audio[None, at : at + 1024]), format="fltp", layout="mono"
-                )
-                block.sample_rate, block.pts = audio_spec.sample_rate_hz, at
-                block.time_base = Fraction(1, audio_spec.sample_rate_hz)
-                container.mux(sound.encode(block))
-            container.mux(sound.encode(None))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        leftovers.part_of(path) as temporary,
+        av.open(ffmpeg_name(temporary), "w", format="mp4") as container,
+    ):
+        video: Any = container.add_stream("libx264", rate=Fraction(audio_spec.token_hz))
+        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+        video.options = {"crf": str(crf), "preset": "veryfast"}
+        video.codec_context.thread_count = 1  # the same bytes on every machine
+        sound: Any = container.add_stream("aac", rate=audio_spec.sample_rate_hz)
+        sound.codec_context.layout = "mono"
+        sound.codec_context.bit_rate = audio_bit_rate
+        for i, rgb in enumerate(frames):
+            picture = av.VideoFrame.from_ndarray(
+                np.ascontiguousarray(rgb[:height, :width]), format="rgb24"
+            )
+            picture.pts, picture.time_base = i, Fraction(1, round(audio_spec.token_hz))
+            container.mux(video.encode(picture))
+        container.mux(video.encode(None))
+        for at in range(0, len(audio), 1024):  # AAC's frame size
+            block = av.AudioFrame.from_ndarray(
+                np.ascontiguousarray(audio[None, at : at + 1024]), format="fltp", layout="mono"
+            )
+            block.sample_rate, block.pts = audio_spec.sample_rate_hz, at
+            block.time_base = Fraction(1, audio_spec.sample_rate_hz)
+            container.mux(sound.encode(block))
+        container.mux(sound.encode(None))

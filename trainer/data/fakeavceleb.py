@@ -37,6 +37,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from runtime.errors import MediaError, UsageError
+from runtime.sheets import original
 from trainer.data.layouts import (
     CATEGORIES,
     FAKE_AUDIO,
@@ -180,8 +181,8 @@ def _read_csv(path: Path, listing: Listing) -> dict[Key, _Entry]:
                     "folder names alone"
                 )
             folder_column = next((c for c in FOLDER_COLUMNS if c in columns), None)
-            for line, row in enumerate(reader, start=2):
-                entry = _entry(row, folder_column)
+            for line, cells in enumerate(reader, start=2):
+                entry = _entry(cells, folder_column)
                 key = _key(entry.file)
                 if key is None or key[0] not in CATEGORIES:
                     raise UsageError(f"{path}, line {line}: {entry.file!r} is no path of a clip")
@@ -202,7 +203,7 @@ def _read_csv(path: Path, listing: Listing) -> dict[Key, _Entry]:
 
 
 def _entry(row: dict[Any, Any], folder_column: str | None) -> _Entry:
-    value = {k: v.strip() for k, v in row.items() if isinstance(v, str)}
+    value = {k: original(v.strip()) for k, v in row.items() if isinstance(v, str)}
     beyond = row.get(None) or [""]  # more values than names: the comma after "path" is lost
     folder = value.get(folder_column, "") if folder_column is not None else beyond[0].strip()
     if not folder:

@@ -26,7 +26,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from runtime.faces import MEAN_FACE, Face, similarity
+from runtime.faces import Face
+from runtime.faces.align import MEAN_FACE, similarity
 from trainer.data.clips import Clip
 
 UInt8 = npt.NDArray[np.uint8]

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import MediaError, UsageError
+from runtime.media.local_files import media_files
+from runtime.sheets import original
 from trainer.data.clips import VIDEO_SUFFIXES
 
 # FakeAVCeleb's four categories, by their folder names
@@ -100,9 +102,7 @@ def find_genuine(folder: Path, identities: Path | None = None) -> list[GenuineCl
 
 
 def video_files(folder: Path) -> list[Path]:
-    return [
-        p for p in sorted(folder.rglob("*")) if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file()
-    ]
+    return media_files(folder, VIDEO_SUFFIXES)
 
 
 def list_genuine(folder: Path, layout: str, identities: Path | None) -> Listing:
@@ -144,7 +144,7 @@ def list_forged(folder: Path) -> Listing:
     """What :mod:`trainer.forge` wrote."""
     path = folder / FORGE_INDEX
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))["clips"]
+        records = json.loads(path.read_text(encoding="utf-8-sig"))["clips"]
         clips = [_forged_clip(folder, record) for record in records]
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise UsageError(f"{path} cannot be read ({err}); make the set by trainer.forge") from err
@@ -175,15 +175,19 @@ def _forged_clip(folder: Path, record: dict[str, Any]) -> LabelledClip:
     )
 
 
+def _text(cell: str | None) -> str:
+    return original((cell or "").strip())
+
+
 def _rules(path: Path) -> list[tuple[str, str]]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             if reader.fieldnames is None or not {"file", "identity"} <= set(reader.fieldnames):
                 raise UsageError(f"{path}: the first line must be 'file,identity'")
             rules = []
             for row in reader:
-                rule = ((row["file"] or "").strip(), (row["identity"] or "").strip())
+                rule = (_text(row["file"]), _text(row["identity"]))
                 if not all(rule):
                     raise UsageError(f"{path}, line {reader.line_num}: needs a file, an identity")
                 rules.append(rule)

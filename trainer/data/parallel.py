@@ -16,13 +16,16 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
+from runtime import interrupt
 from runtime.errors import MediaError, UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+POLL_S = 0.1  # how soon a signal is seen
 
 
 class WorkerDied(MediaError):
@@ -60,6 +63,7 @@ def over_processes(
         task = bar.add_task(title, total=len(work))
         if workers < 1 or (workers == 1 and not isolated):
             for item, arguments in work:
+                interrupt.check()
                 yield item, function(*arguments)
                 bar.advance(task)
             return
@@ -85,7 +89,7 @@ class _Pool:
         try:
             for connection, process in self._processes.items():
                 _greet(connection, process)
-        except UserError:
+        except BaseException:
             self.close()
             raise
 
@@ -95,7 +99,8 @@ class _Pool:
         for connection in list(self._processes):
             self._give(connection, waiting)
         while self._busy:
-            ready = set(wait(list(self._busy)))
+            interrupt.check()
+            ready = set(wait(list(self._busy), POLL_S))
             for connection in [c for c in self._busy if c in ready]:
                 index = self._busy.pop(connection)
                 try:
@@ -126,7 +131,9 @@ class _Pool:
     def _start(self) -> Connection:
         here, there = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(self._function, there), daemon=True)
-        process.start()
+        resource_tracker.ensure_running()  # it opens this thread to signals when it is started
+        with interrupt.shielded():
+            process.start()
         there.close()  # the worker has its own: its end closes when it ends
         self._processes[here] = process
         return here
@@ -148,6 +155,8 @@ class _Pool:
 def _greet(connection: Connection, process: Any) -> None:
     """Wait for a worker to be up; one that cannot start has no clip to blame."""
     try:
+        while not connection.poll(POLL_S):
+            interrupt.check()
         connection.recv()
     except (EOFError, ConnectionError):
         process.join()
@@ -168,7 +177,7 @@ class _Raised:
 def _serve(function: Callable[..., Any], pipe: Connection) -> None:
     """A worker's life: it ends when the other end is gone."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers itself
+    interrupt.install_in_worker()
     with contextlib.suppress(ConnectionError):
         pipe.send("ready")
     while True:

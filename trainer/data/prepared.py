@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from runtime.errors import MediaError, UsageError
 from runtime.spec import AudioSpec
-from trainer.augment import augment_crops, augment_sound
+from trainer.data.augment import augment_crops, augment_sound
 from trainer.data.layouts import FAKE_AUDIO, REAL_PAIR
 from trainer.data.splits import GIVEN, assign, check_disjoint
 
@@ -152,7 +152,10 @@ class PreparedSet:
         splits = assign(rows, protocol, fold, seed)
         check_disjoint(rows, splits)
         mean_tokens = sum(r["tokens"] for r in rows) / max(1, len(rows))
-        mean_bytes = mean_tokens * (3 * self.crop_px**2 + 4 * 105 + 2 * 640)
+        audio = AudioSpec()  # float tokens and levels, samples of 16 bits
+        mean_bytes = mean_tokens * (
+            3 * self.crop_px**2 + 4 * (audio.token_dim + 1) + 2 * audio.token_samples
+        )
         room = None if not lazy else max(8, int(cache_bytes / max(1.0, mean_bytes)))
         self._arrays = lru_cache(maxsize=room)(self._read)
         clips = [self._clip(r, splits[r["file"]]) for r in rows if r["file"] in splits]
@@ -341,6 +344,11 @@ class Sampler:
             at = int(rng.choice(np.flatnonzero(far[start])))
             voice = arrays
         return arrays.crops[start : start + self.window], voice, at
+
+
+def set_files(folder: Path) -> list[Path]:
+    """What a prepared set consists of, as far as it is there."""
+    return [folder / INDEX, *(folder / "arrays").rglob("*.npz")]
 
 
 def _identity_weights(clips: list[PreparedClip]) -> npt.NDArray[np.float64]:

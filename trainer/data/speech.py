@@ -22,16 +22,16 @@ from __future__ import annotations
 import functools
 import shutil
 import subprocess
-import tempfile
 import wave
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from runtime.audio import _online_fbank
+from runtime import leftovers, waits
 from runtime.errors import DependencyError, MediaError
+from runtime.optional import optional
+from runtime.sound.tokens import _online_fbank
 from runtime.spec import AudioSpec
 
 Float32 = npt.NDArray[np.float32]
@@ -91,10 +91,8 @@ def vocoded(audio: Float32, spec: AudioSpec, rng: Rng) -> tuple[Float32, Params]
 
     Raises :class:`DependencyError` where pyworld is missing.
     """
-    try:
+    with optional("to forge a voice"):
         import pyworld
-    except ImportError as err:
-        raise DependencyError("pyworld is not installed: pip install '.[train]'") from err
     pitch, warp = float(rng.uniform(0.85, 1.2)), float(rng.uniform(0.92, 1.08))
     rate, x = spec.sample_rate_hz, audio.astype(np.float64)
     f0, times = pyworld.dio(x, rate)
@@ -259,10 +257,8 @@ def _read(
 
 @functools.cache
 def _hibari() -> Any:
-    try:
+    with optional("to forge a voice"):
         from hibari import Hibari  # type: ignore[import-untyped]
-    except ImportError as err:
-        raise DependencyError("hibari-tts is not installed: pip install '.[train]'") from err
     return Hibari(threads=1)
 
 
@@ -271,11 +267,11 @@ def _espeak(text: str, pace: float) -> tuple[Float32, int]:
     program = shutil.which("espeak-ng")
     if program is None:
         raise DependencyError("espeak-ng is not on PATH; install it, or choose the voice hibari")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "speech.wav"
+    with leftovers.folder() as folder:
+        path = folder / "speech.wav"
         command = [program, "-v", "en", "-s", str(round(175 * pace)), "-w", str(path), text]
         try:
-            subprocess.run(command, check=True, capture_output=True, timeout=ESPEAK_TIMEOUT_S)
+            waits.run_program(command, check=True, capture_output=True, timeout=ESPEAK_TIMEOUT_S)
             with wave.open(str(path)) as file:
                 data = np.frombuffer(file.readframes(file.getnframes()), "<i2")
                 return (data / 32768).astype(np.float32), file.getframerate()

@@ -21,8 +21,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from trainer import ops
 from trainer.config import ModelConfig
+from trainer.model import ops
 
 PREFIX_TOKENS = 1  # the class token
 

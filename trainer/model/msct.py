@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.config import ModelConfig
+from runtime.spec import FACE_POINTS
+from trainer.config import ConfigError, ModelConfig
 from trainer.model.attention import Block
 from trainer.model.res2net import Res2Net
 
@@ -104,8 +105,54 @@ def lag_peaks(similarity: Tensor, lags: int, within: int) -> Tensor:
     return (torch.stack((inside, beyond), dim=1) - mean) / spread
 
 
+class FaceOutput(NamedTuple):
+    """What a frame encoder with heads gives for N crops."""
+
+    visual: Tensor  # [N, C]
+    geometry: Tensor  # [N, G] what lips, chin and cheeks do, the head's pose taken out
+    points: Tensor  # [N, P, 2] x, y in pixels of the crop; runtime.spec.FACE_POINTS
+    presence: Tensor  # [N] probability that the crop shows a face
+
+
+class FaceHeads(nn.Module):
+    """Linear layers of the visual features.
+
+    They start by saying nothing: points in the crop's middle, presence undecided.  Points count in
+    eighths of the crop inside, so that one learning rate suits all three.
+    """
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.crop_px = cfg.crop_px
+        self.geometry = nn.Linear(cfg.channels, cfg.geometry_dim)
+        self.points = nn.Linear(cfg.channels, 2 * len(FACE_POINTS))
+        self.presence = nn.Linear(cfg.channels, 1)
+        for head in (self.geometry, self.points, self.presence):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+
+    def forward(self, visual: Tensor) -> FaceOutput:
+        """``presence`` is a logit here: [N]."""
+        points = self.crop_px * (0.5 + 0.125 * self.points(visual))
+        return FaceOutput(
+            visual,
+            self.geometry(visual),
+            points.unflatten(1, (len(FACE_POINTS), 2)),
+            self.presence(visual).squeeze(1),
+        )
+
+    def start_at(self, geometry: Tensor, points: Tensor) -> None:
+        """Say this of every crop before anything is learned: [G], and [P, 2] pixels."""
+        with torch.no_grad():
+            self.geometry.bias.copy_(geometry)
+            self.points.bias.copy_(8 * (points.flatten() / self.crop_px - 0.5))
+
+
 class FrameEncoder(nn.Module):
-    """One face crop at a time: uint8 RGB [N, H, W, 3] -> float [N, C]."""
+    """One face crop at a time: uint8 RGB [N, H, W, 3] -> float [N, C].
+
+    With ``geometry_dim`` it reads and follows the face besides: :meth:`follow`.
+    """
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
@@ -115,6 +162,7 @@ class FrameEncoder(nn.Module):
         side = cfg.crop_px // cfg.backbone.stride if self.flatten else 1
         self.project = nn.Linear(cfg.backbone.outputs[-1] * side * side, cfg.channels)
         self.norm = nn.LayerNorm(cfg.channels)
+        self.heads = FaceHeads(cfg) if cfg.geometry_dim else None
 
     def forward(self, frames: Tensor) -> Tensor:
         x = frames.to(self.project.weight.dtype)  # the first node: Cast precedes Transpose
@@ -122,6 +170,18 @@ class FrameEncoder(nn.Module):
         x = self.backbone(x)  # [N, outputs, H/stride, W/stride]
         x = x.flatten(1) if self.flatten else x.mean((2, 3))
         return self.norm(self.project(x))  # [N, C]
+
+    def follow(self, frames: Tensor) -> FaceOutput:
+        """All that a crop says.  Raises ConfigError for an encoder without heads."""
+        out = self.follow_logits(frames)
+        return out._replace(presence=out.presence.sigmoid())
+
+    def follow_logits(self, frames: Tensor) -> FaceOutput:
+        """As :meth:`follow`, ``presence`` being the logit that training wants."""
+        if self.heads is None:
+            raise ConfigError("this frame encoder has no heads: geometry_dim is 0")
+        out: FaceOutput = self.heads(self(frames))
+        return out
 
 
 class AlignHead(nn.Module):

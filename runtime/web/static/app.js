@@ -17,6 +17,7 @@ let hello = null;
 let socket = null;
 let camera = null; // { stream, connection }
 let browser = "none";
+let again = false; // this page was the source and nobody pressed Stop: once it may begin by itself
 
 function el(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
@@ -47,7 +48,7 @@ function connect() {
   socket.onopen = () => link("live", "Connected");
   socket.onclose = () => {
     link("lost", "The program does not answer; showing what was last known");
-    stopCamera();
+    stopCamera(true);
     setTimeout(connect, RETRY_MS);
   };
   const here = socket;
@@ -88,13 +89,15 @@ function welcome(message) {
 
 function turn(message) {
   browser = message.browser;
+  if (camera && browser === "in_use") again = true;
+  else if (again && !camera && browser === "away") startCamera();
   cameraPanel();
   $("untrained").hidden = message.trained;
   say($("about"), [message.model_id && `Model ${message.model_id} on ${message.provider}`, message.judged_by]
     .filter(Boolean).join(", "));
   for (const [name, state] of Object.entries(message.sources)) viewOf(name).update(state);
   $("empty").hidden = sources.size > 0;
-  say($("empty"), browser === "waiting" || browser === "connecting"
+  say($("empty"), ["waiting", "connecting", "away"].includes(browser)
     ? "Waiting for a browser’s camera." : "No source has started yet.");
   overview();
 }
@@ -166,6 +169,7 @@ class SourceView {
     this.status = state.status;
     this.end = Math.max(this.end, state.t_s);
     for (const v of state.verdicts) this.add(v);
+    this.forget();
     const size = state.size && state.has_video ? `${state.size[0]}×${state.size[1]}` : "no picture";
     say(this.find(".facts"), [state.size ? size : "", state.has_audio === false ? "no sound" : "", clock(this.end)].filter(Boolean).join(" · "));
     const status = this.find(".status");
@@ -190,7 +194,17 @@ class SourceView {
     if (this.recent.length > TABLE_ROWS) this.recent.shift();
   }
 
-  // The latest faces first; those that left long ago are dropped with their elements.
+  // Faces that left longer ago than anything is kept: over a day they would be thousands.
+  forget() {
+    for (const [id, face] of this.faces) {
+      if (face.verdicts[face.verdicts.length - 1].t_end_s >= this.end - KEPT_S) continue;
+      face.card?.root.remove();
+      face.track?.root.remove();
+      this.faces.delete(id);
+    }
+  }
+
+  // The latest faces first; of the rest the elements are dropped.
   shownFaces() {
     const last = (face) => face.verdicts[face.verdicts.length - 1].t_end_s;
     return [...this.faces].sort((a, b) => last(b[1]) - last(a[1]) || (a[0] ?? -1) - (b[0] ?? -1)).slice(0, MAX_FACES);
@@ -421,14 +435,15 @@ function cameraPanel() {
   const mine = camera !== null;
   const insecure = !window.isSecureContext || !navigator.mediaDevices;
   $("camera-start").hidden = mine || browser === "ended" || browser === "in_use";
-  $("camera-start").disabled = insecure || browser !== "waiting";
+  $("camera-start").disabled = insecure || !["waiting", "away"].includes(browser);
   $("camera-stop").hidden = !mine;
   const host = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname) ? "to the program on this device" : `to ${location.hostname}`;
   say($("camera-text"), insecure
     ? "Browsers give a camera only to https:// pages and to localhost. Open this page on the machine itself, or start the program with --web-cert and --web-key."
     : browser === "ended" ? "The stream has ended. Start the program again for another."
     : mine && browser !== "in_use" ? "Connecting, and bringing picture and sound into step. This takes a few seconds."
-    : mine ? `Picture and sound go encrypted ${host}, and nowhere else. Closing this tab ends the stream.`
+    : mine ? `Picture and sound go encrypted ${host}, and nowhere else. When this tab is closed, the stream ends unless it is started again within ${hello.return_wait_s} s.`
+    : browser === "away" ? `The browser that was the source has gone. Start here, and the stream goes on: picture and sound would go encrypted ${host}, and nowhere else.`
     : browser === "waiting" ? `Picture and sound would go encrypted ${host}, and nowhere else. Your browser will ask you first.`
     : "Another browser is the source.");
 }
@@ -439,6 +454,7 @@ function cameraError(text) {
 }
 
 async function startCamera() {
+  again = false;
   cameraError("");
   let stream;
   $("camera-start").disabled = true;
@@ -462,14 +478,14 @@ async function startCamera() {
     for (const track of stream.getTracks()) {
       if (track.kind === "video") track.contentHint = "detail"; // rather fewer pictures than coarse ones
       connection.addTransceiver(track, { direction: "sendonly", streams: [stream] });
-      track.addEventListener("ended", stopCamera);
+      track.addEventListener("ended", () => stopCamera(true)); // pulled out, or taken away
     }
     await connection.setLocalDescription();
     await gathered(connection);
     socket.send(JSON.stringify({ type: "offer", sdp: connection.localDescription.sdp }));
   } catch (error) {
     cameraError(`The connection cannot be made: ${error.message}`);
-    stopCamera();
+    stopCamera(true);
   }
   cameraPanel();
 }
@@ -486,7 +502,7 @@ function gathered(connection) {
 async function rtc(message) {
   if (message.error || message.ended) {
     const mine = camera !== null;
-    stopCamera();
+    stopCamera(true);
     if (message.error) cameraError(message.error);
     else if (mine) cameraError(`Ended: ${message.ended}.`);
     return;
@@ -495,21 +511,23 @@ async function rtc(message) {
     await camera?.connection.setRemoteDescription({ type: "answer", sdp: message.sdp });
   } catch (error) {
     cameraError(`The connection cannot be made: ${error.message}`);
-    stopCamera();
+    stopCamera(true);
   }
 }
 
-function stopCamera() {
+// lost: nobody pressed Stop, so the program waits for another start.
+function stopCamera(lost) {
+  again = again && lost;
   if (!camera) return;
   const { stream, connection } = camera;
   camera = null;
   stream.getTracks().forEach((track) => track.stop());
   connection.close();
-  if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify({ type: "hang_up" }));
+  if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify({ type: "hang_up", lost }));
   cameraPanel();
 }
 
 $("camera-start").addEventListener("click", startCamera);
-$("camera-stop").addEventListener("click", stopCamera);
+$("camera-stop").addEventListener("click", () => stopCamera(false));
 window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => sources.forEach((view) => view.draw(true)));
 connect();

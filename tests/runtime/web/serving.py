@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from runtime.faces import Face
-from runtime.sinks import Picture
-from runtime.verdict import Label, Reason, Verdict
-from runtime.web.address import Address, Token
+from runtime.flow.sink import Picture
+from runtime.judging.verdict import Label, Reason, Verdict
+from runtime.listen import Address
 from runtime.web.server import WebServer
 from runtime.web.sink import WebSink
+from runtime.web.token import Token
 from tests.runtime.doubles import SPEC
 
 LOOPBACK = Address("127.0.0.1", 0)

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from runtime.errors import MediaError
-from runtime.media import AudioChunk, VideoChunk
+from runtime.media import AudioChunk, LiveSource, VideoChunk
+from runtime.media.clock import LiveClock
 from runtime.web.browser import (
     MAX_QUEUED_PICTURES,
     REPORT_WAIT_S,
@@ -135,16 +138,16 @@ def send(to: Incoming, start_s: float, stop_s: float, *, sound: bool = True) -> 
 
 class TestIncoming:
     def test_what_comes_before_the_pipeline_is_ready_is_no_part_of_the_stream(self) -> None:
-        source = incoming()
+        source, drops = incoming(), Counter[str]()
         send(source, 0, 3)
         assert source.ready
-        source.open()
+        source.open(LiveClock(), drops)
         send(source, 3, 3.2)
         source.end("test")
         chunks = list(iter(source.get, None))
         assert chunks[0].t_s == 0.0
         assert len([c for c in chunks if isinstance(c, VideoChunk)]) == 5
-        assert sum(source.drops.values()) == 0
+        assert not drops.total()
 
     def test_it_is_ready_when_every_track_has_come(self) -> None:
         source = incoming()
@@ -155,8 +158,8 @@ class TestIncoming:
         assert source.size == (64, 48)
 
     def test_a_busy_model_loses_the_oldest_pictures_no_sound_and_both_are_counted(self) -> None:
-        source = incoming()
-        source.open()
+        source, drops = incoming(), Counter[str]()
+        source.open(LiveClock(), drops)
         send(source, 0, 4)
         source.end("test")
         chunks = list(iter(source.get, None))
@@ -166,23 +169,23 @@ class TestIncoming:
         assert pictures[-1] == pytest.approx(3.96)
         assert np.allclose(np.diff(sounds), 0.02)
         assert len(sounds) == 200
-        assert source.drops == {"queue_full": 100 - MAX_QUEUED_PICTURES, "sound_queue_full": 0}
+        assert +drops == {"queue_full": 100 - MAX_QUEUED_PICTURES}
 
     def test_sound_waits_only_so_long(self) -> None:
-        source = incoming()
-        source.open()
+        source, drops = incoming(), Counter[str]()
+        source.open(LiveClock(), drops)
         for i in range(600):
             source.audio(i / 50, SOUND, RATE_HZ)
-        assert source.drops["sound_queue_full"] == 100
+        assert drops["sound_queue_full"] == 100
 
     def test_a_timestamp_that_runs_backwards_is_dropped_and_counted(self) -> None:
-        source = incoming()
-        source.open()
+        source, drops = incoming(), Counter[str]()
+        source.open(LiveClock(), drops)
         for t in (0.0, 0.04, 0.02, 0.08):
             source.video(t, (64, 48), frame)
         source.end("test")
         assert [c.t_s for c in iter(source.get, None)] == pytest.approx([0.0, 0.04, 0.08])
-        assert source.damaged == 1
+        assert drops["timestamp"] == 1
 
 
 class TestDesk:
@@ -198,6 +201,7 @@ class TestDesk:
         desk.deliver(incoming())
         assert "another browser" in (desk.claim() or "")
         desk.give_up()  # of one that was never the source
+        desk.gone(incoming())
         assert desk.status == "in_use"
         desk.leave()
         assert "ended" in (desk.claim() or "")
@@ -212,42 +216,170 @@ class TestDesk:
         assert time.monotonic() - start < 2
 
 
+class Visit(threading.Thread):
+    """A browser that sends ``seconds`` of media to a desk and is gone."""
+
+    def __init__(
+        self, desk: Desk, why: str = "the page was left", *,
+        seconds: float = 1.0, for_good: bool = False, kinds: frozenset[str] = BOTH,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.desk, self.why, self.seconds, self.for_good = desk, why, seconds, for_good
+        self.incoming = incoming(kinds)
+        self.start()
+
+    def run(self) -> None:
+        while self.desk.claim() is not None:
+            time.sleep(0.005)
+        if "video" in self.incoming.kinds:
+            self.incoming.video(0.0, (64, 48), frame)
+        self.desk.deliver(self.incoming)
+        while self.incoming._stream is None:  # the pipeline is not ready
+            time.sleep(0.005)
+        for i in range(round(self.seconds * 25)):
+            if "video" in self.incoming.kinds:
+                self.incoming.video(1 + i / 25, (64, 48), frame)
+            self.incoming.audio(1 + i / 25, SOUND, RATE_HZ)
+        self.incoming.end(self.why, for_good=self.for_good)
+        self.desk.gone(self.incoming)
+
+
+@pytest.fixture
+def desk(monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """One where a browser is wanted and soon not waited for any more."""
+    monkeypatch.setattr("runtime.web.browser.RETURN_WAIT_S", 0.5)
+    desk = Desk()
+    desk.want()
+    return desk
+
+
 class TestBrowserSource:
-    def test_it_is_a_live_source_that_ends_when_the_browser_leaves(self) -> None:
-        desk, coming = Desk(), incoming()
-        desk.want()
-        send(coming, 0, 0.2)
-        desk.deliver(coming)
-
-        def browser() -> None:
-            time.sleep(0.1)
-            send(coming, 1, 2)
-            coming.end("the page was left")
-
-        thread = threading.Thread(target=browser)
-        with BrowserSource(desk) as source:
-            assert source.live
+    def test_it_is_a_live_source_that_ends_when_no_browser_comes_back(self, desk: Desk) -> None:
+        visit = Visit(desk)
+        said: list[str] = []
+        with BrowserSource(desk, notice=said.append) as source:
+            assert isinstance(source, LiveSource)
             info = source.info
             assert (info.name, info.has_video, info.has_audio) == ("browser", True, True)
             assert (info.width, info.height) == (64, 48)
-            thread.start()
             chunks = list(source)
-        thread.join()
+            assert desk.status == "ended"
+        visit.join()
         assert {type(c) for c in chunks} == {VideoChunk, AudioChunk}
-        assert source.warnings == ["ended: the page was left"]
-        assert desk.status == "ended"
+        assert source.warnings == ["ended: the page was left, and none came within 0.5 s"]
+        assert (source.outages, source.outage_s) == (0, 0.0), "that was its end"
+        assert said == ["browser: the page was left; waiting 30 s for it or another"]
 
-    def test_what_a_person_should_know_is_said(self) -> None:
-        desk, coming = Desk(), Incoming(frozenset(["audio"]))
-        coming.clock._by_arrival = {}
-        desk.want()
-        desk.deliver(coming)
-        coming.drops["queue_full"] = 7
-        coming.end("test")
+    def test_after_a_gap_it_goes_on_where_the_wall_clock_is(self, desk: Desk) -> None:
+        first = Visit(desk, seconds=0.2)
+        said: list[str] = []
+        with BrowserSource(desk, notice=said.append) as source:
+            chunks = iter(source)
+            before = [next(chunks) for _ in range(10)]
+            first.join()
+            left_s = time.monotonic()
+            assert desk.status == "away"
+            threading.Timer(0.3, lambda: Visit(desk, "again")).start()
+            later = next(chunks)
+            away_s = time.monotonic() - left_s
+            rest = list(chunks)
+        assert before[0].captured_s is not None
+        passed_s = left_s + away_s - before[0].captured_s
+        assert later.t_s == pytest.approx(passed_s, abs=0.1)
+        assert later.t_s > before[-1].t_s + 0.1
+        assert later.captured_s == pytest.approx(left_s + away_s, abs=0.1)
+        times = [c.t_s for c in (*before, later, *rest) if isinstance(c, VideoChunk)]
+        assert min(np.diff(times)) > 0
+        assert source.damaged == 0, "a new browser's timestamps are no damage"
+        assert source.outages == 1
+        assert source.outage_s == pytest.approx(away_s, abs=0.1)
+        assert re.fullmatch(r"browser: back after 0\.\d s", said[1])
+        assert source.warnings == [
+            f"browser was lost once, for {source.outage_s:.1f} s in all; "
+            "the last time: the page was left",
+            "ended: again, and none came within 0.5 s",
+        ]
+
+    def test_stopped_on_the_page_it_ends_at_once(self, desk: Desk) -> None:
+        visit = Visit(desk, "the camera was stopped on the page", for_good=True)
+        with BrowserSource(desk) as source:
+            assert list(source)
+            assert desk.status == "ended"
+        visit.join()
+        assert source.warnings == ["ended: the camera was stopped on the page"]
+
+    def test_whoever_closes_it_does_not_wait_for_a_browser(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("runtime.web.browser.RETURN_WAIT_S", 60.0)
+        Visit(desk, seconds=0.2)
+        away = threading.Event()
+        with BrowserSource(desk, notice=lambda line: away.set()) as source:
+            reader = threading.Thread(target=lambda: list(source))
+            reader.start()
+            assert away.wait(10)
+            start_s = time.monotonic()
+            source.close()
+            reader.join(10)
+            assert time.monotonic() - start_s < 2
+        assert not any("ended" in line for line in source.warnings)
+        assert "ended" in (desk.claim() or "")
+
+    def test_one_that_is_connecting_when_time_is_up_is_waited_for(self, desk: Desk) -> None:
+        Visit(desk, seconds=0.2)
+        with BrowserSource(desk) as source:
+            chunks = iter(source)
+            for _ in range(10):
+                next(chunks)
+            while desk.claim() is not None:  # the second one begins, and takes longer
+                time.sleep(0.005)
+
+            def late() -> None:
+                time.sleep(0.8)
+                desk.give_up()
+                Visit(desk, seconds=0.2)
+
+            threading.Thread(target=late).start()
+            assert next(chunks).t_s > 0.7
+
+    def test_what_the_first_browser_did_not_have_is_left_out(self, desk: Desk) -> None:
+        Visit(desk, kinds=frozenset(["audio"]), seconds=0.2)
         with BrowserSource(desk) as source:
             assert not source.info.has_video
-            assert list(source) == []
+            chunks = iter(source)
+            for _ in range(5):
+                next(chunks)
+            Visit(desk, seconds=0.2)
+            rest = list(chunks)
+        assert rest
+        assert all(isinstance(c, AudioChunk) for c in rest)
+
+    def test_a_tab_that_is_closed_while_the_model_loads_is_waited_for(self, desk: Desk) -> None:
+        coming = incoming()
+        assert desk.claim() is None
+        desk.deliver(coming)
+        with BrowserSource(desk) as source:
+            coming.end("the page was left")
+            desk.gone(coming)
+            Visit(desk, seconds=0.2)
+            assert len(list(source)) == 10
+
+    def test_one_that_connected_when_all_was_over_is_told_so(self, desk: Desk) -> None:
+        assert desk.claim() is None
+        desk.leave()
+        late = incoming()
+        desk.deliver(late)
+        assert late.ended == "the stream has ended"
+        assert desk.status == "ended"
+
+    def test_what_a_person_should_know_is_said(self, desk: Desk) -> None:
+        visit = Visit(desk, kinds=frozenset(["audio"]))
+        visit.incoming.clock._by_arrival = {}
+        visit.incoming.notes.append("something about the sound")
+        with BrowserSource(desk) as source:
+            list(source)
+            source.drops["queue_full"] += 7
         text = "\n".join(source.warnings)
         assert "sender reports" in text
-        assert "7 pictures were dropped" in text
-        assert source.drops == {"queue_full": 7, "sound_queue_full": 0}
+        assert "something about the sound" in text
+        assert dict(+source.drops) == {"queue_full": 7}

@@ -26,7 +26,7 @@ import jsonschema
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from runtime.verdict import Label, Reason
+from runtime.judging.verdict import Label, Reason
 from runtime.web.access import HEADERS, REFUSALS
 from runtime.web.schema import HEALTH, STATE
 from runtime.web.server import MAX_CONNECTIONS, WebServer

@@ -23,8 +23,9 @@ pytest.importorskip("uvicorn", reason="uvicorn is not installed (extra web)")
 pytest.importorskip("websockets", reason="websockets is not installed (extra web)")
 pytest.importorskip("aiortc", reason="aiortc is not installed (extra web)")
 
-import runtime.session
-from runtime import command, stream
+import runtime.flow.session
+from runtime import command
+from runtime.stream import __main__ as stream
 from tests.runtime.clips import write_clip
 from tests.runtime.doubles import MockBackend, MockTracker
 
@@ -40,7 +41,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MSCT_WEB_TOKEN", raising=False)
     monkeypatch.setattr(command, "load_backend", lambda *_: MockBackend())
-    monkeypatch.setattr(runtime.session, "FaceTracker", lambda spec: MockTracker())
+    monkeypatch.setattr(runtime.flow.session, "FaceTracker", lambda spec: MockTracker())
 
 
 def run(*arguments: Any) -> int:
@@ -111,6 +112,8 @@ def test_a_port_in_use_is_one_line_before_anything_is_streamed(
         (("--source", "CLIP", "--web-cert", "c.pem"), "--web-cert"),
         (("--source", "CLIP", "--web-hold"), "--web-hold"),
         (("--source", "CLIP", "--web", "http://x"), "HOST:PORT"),
+        (("--source", "CLIP", "--allow-host", "msct"), "--allow-host msct"),
+        (("--source", "CLIP", "--allow-host", "msct", "--web", "127.0.0.1:0"), "--allow-host msct"),
         (("--source", "CLIP", "--web", "127.0.0.1:0", "--web-key", "k.pem"), "--web-cert"),
         (("--source", "CLIP", "--web", "127.0.0.1:0", "--web-cert", "none.pem"), "none.pem"),
     ],

@@ -28,7 +28,7 @@ pytest.importorskip("playwright", reason="playwright is not installed (extra dev
 
 from playwright.sync_api import Page, TimeoutError, sync_playwright
 
-from runtime.verdict import MEANINGS, Label, Reason
+from runtime.judging.verdict import MEANINGS, Label, Reason
 from runtime.web.sink import WebSink
 from tests.runtime.web.fake_camera import FLAGS, fake_camera
 from tests.runtime.web.serving import TOKEN, abstention, picture, served, verdict
@@ -54,8 +54,10 @@ class Chromium:
         )  # fmt: skip
         self._context.set_default_timeout(WAIT_MS)
 
-    def open(self, url: str) -> Page:
+    def open(self, url: str, script: str = "") -> Page:
+        """``script`` runs before the page's own."""
         page = self._context.new_page()
+        page.add_init_script(script)
         page.on("pageerror", lambda error: self.trouble.append(str(error)))
         page.on("console", self._heard)
         page.on("request", lambda r: self._asked(r.url, url))
@@ -164,6 +166,18 @@ def test_the_timeline_is_read_with_the_keyboard(chromium: Chromium) -> None:
         page.close()
 
 
+def test_faces_that_left_long_ago_are_forgotten(chromium: Chromium) -> None:
+    """Five minutes of verdicts are kept, and no more faces than had one in them."""
+    sink = WebSink()
+    with served(sink) as server:
+        page = chromium.open(server.base_url, WATCH_MAPS)
+        for face_id in range(40):  # one every 20 s
+            sink.write(verdict(2.0 + 20 * face_id, face_id=face_id))
+        page.locator(".face", has_text="Face 39").wait_for()
+        assert page.evaluate("Math.max(...maps.map((map) => map.size))") == 320 / 20 + 1
+        page.close()
+
+
 def test_a_box_says_what_the_latest_verdict_says_without_another_picture(
     chromium: Chromium,
 ) -> None:
@@ -202,6 +216,10 @@ def test_it_fits_the_screen_and_can_be_read(
         page.close()
 
 
+WATCH_MAPS = """
+  window.maps = [];
+  window.Map = class extends Map { constructor(...of) { super(...of); window.maps.push(this); } };
+"""
 CONTRAST = """() => {
   const channel = (v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
   const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
@@ -252,10 +270,41 @@ def test_when_the_program_ends_the_page_says_so_and_keeps_what_it_has(
 
 
 @pytest.mark.slow
+def test_a_connection_that_is_lost_is_made_again_by_the_page_itself(
+    playwright: Any, tmp_path: Path
+) -> None:
+    """Whoever let it use the camera and did not press Stop need not sit beside it."""
+    browser = Chromium(playwright, tmp_path / "profile", FLAGS)
+    said: list[str] = []
+    try:
+        with served(WebSink()) as server:
+            server.want_browser()
+            page = browser.open(server.base_url)
+            page.get_by_role("button", name="Use this camera and microphone").click()
+            with server.browser_source(notice=said.append) as source:
+                chunks = iter(source)
+                next(chunks)
+                page.get_by_text("Picture and sound go encrypted").wait_for()
+                assert server.desk._current is not None
+                server.desk._current.end("the connection was lost")
+                while len(said) < 2:
+                    next(chunks)
+                assert "the connection was lost" in said[0]
+                assert "back after" in said[1]
+                page.get_by_role("button", name="Stop the camera").click()
+                list(chunks)
+                page.get_by_text("The stream has ended").wait_for()
+    finally:
+        browser.close()
+    assert source.warnings[-1] == "ended: the camera was stopped on the page"
+    assert not browser.trouble
+
+
+@pytest.mark.slow
 def test_the_camera_of_a_browser_is_judged(
     playwright: Any, tmp_path: Path, grid_clip: Path, real_pair: Path
 ) -> None:
-    """The command, the page, the button, a verdict, and the end with the tab."""
+    """The command, the page, the button, a verdict, the tab closed and opened again, Stop."""
     flags = fake_camera(grid_clip, tmp_path)
     process = subprocess.Popen(
         [sys.executable, "-m", "runtime.stream", "--source", "browser", "--web", "127.0.0.1:0",
@@ -278,6 +327,14 @@ def test_the_camera_of_a_browser_is_judged(
             page.wait_for_timeout(3000)
             screenshot(page, "camera")
             shown = json.load(urllib.request.urlopen(f"{url}api/state", timeout=10))
+            other = browser.open(url)
+            other.get_by_text("Another browser is the source.").wait_for()
+            page.close()
+            other.get_by_text("Start here, and the stream goes on").wait_for()
+            other.get_by_role("button", name="Use this camera and microphone").click()
+            other.get_by_text("Picture and sound go encrypted").wait_for()
+            screenshot(other, "camera-again")
+            other.get_by_role("button", name="Stop the camera").click()
             assert not browser.trouble
         finally:
             browser.close()
@@ -296,6 +353,9 @@ def test_the_camera_of_a_browser_is_judged(
         assert state["drops"]["gap"] > 0, state
     assert not any("sender reports" in w for w in state["warnings"]), "one clock for both"
     assert process.returncode in (0, 3), err
-    assert "ended: the page was left" in out
+    assert "ended: the camera was stopped on the page" in out
+    assert "browser was lost once" in out
+    assert "browser: the page was left; waiting 30 s for it or another" in err
+    assert "browser: back after" in err
     verdicts = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert len(verdicts) >= state["windows"]

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -36,7 +36,7 @@ import av
 from aiortc.mediastreams import MediaStreamTrack
 from websockets.exceptions import ConnectionClosed
 
-from runtime.media import AudioChunk, VideoChunk
+from runtime.media import AudioChunk, Chunk, VideoChunk
 from runtime.web.server import WebServer
 from runtime.web.sink import WebSink
 from tests.runtime.web.serving import get, served
@@ -99,9 +99,15 @@ class Browser:
         self._uri = f"ws://127.0.0.1:{port}/ws"
         self._kinds = kinds
         self.heard: list[dict[str, Any]] = []  # messages of type rtc
+        self.status = ""  # what the newest turn says of the program's browser
         self._leave = threading.Event()
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
         self._thread.start()
+
+    def stop(self) -> None:
+        """Somebody presses Stop; the tab stays."""
+        self._stop.set()
 
     def leave(self) -> None:
         self._leave.set()
@@ -126,13 +132,18 @@ class Browser:
         async with connecting as socket:
             sdp = connection.localDescription.sdp
             await socket.send(json.dumps({"type": "offer", "sdp": sdp}))
+            stopped = False
             while not self._leave.is_set():
+                if self._stop.is_set() and not stopped:
+                    stopped = True
+                    await socket.send(json.dumps({"type": "hang_up"}))
                 try:
                     text = await asyncio.wait_for(socket.recv(), 0.1)
                 except asyncio.TimeoutError:
                     continue
                 message = json.loads(text) if isinstance(text, str) else {"type": "picture"}
                 if message["type"] == "turn":
+                    self.status = message["browser"]
                     seen = {"type": "seen", "turn": message["turn"]}
                     await socket.send(json.dumps(seen))
                 elif message["type"] == "rtc":
@@ -154,6 +165,13 @@ def wanting(kinds: tuple[str, ...] = ("video", "audio")) -> Iterator[tuple[WebSe
             browser.leave()
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A browser that has gone is not waited for."""
+    monkeypatch.setattr("runtime.web.browser.RETURN_WAIT_S", 0.0)
+
+
+@pytest.mark.usefixtures("impatient")
 def test_picture_and_sound_come_on_one_clock_and_end_with_the_tab() -> None:
     pictures: list[tuple[float, float]] = []  # stream seconds, brightness
     sounds: list[AudioChunk] = []
@@ -171,7 +189,9 @@ def test_picture_and_sound_come_on_one_clock_and_end_with_the_tab() -> None:
                 threading.Thread(target=browser.leave).start()
         assert left is not None
         assert time.monotonic() - left < 2, "the source ends when the tab is closed"
-    assert source.warnings == ["ended: the page was left"], "no alignment by arrival, no drops"
+    assert source.warnings == ["ended: the page was left, and none came within 0 s"], (
+        "no alignment by arrival, no drops"
+    )
     assert source.damaged == 0
 
     times = np.array([t for t, _ in pictures])
@@ -210,6 +230,93 @@ def test_a_second_browser_is_told_that_there_is_one() -> None:
         assert all("error" not in m for m in first.heard)
 
 
+def until(what: Callable[[], object], limit_s: float = 20.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+class Reader(threading.Thread):
+    """Reads a source as the pipeline does, and keeps its last time."""
+
+    def __init__(self, source: Iterable[Chunk]) -> None:
+        super().__init__()
+        self._source, self.t_s, self.chunks = source, 0.0, 0
+        self.start()
+
+    def run(self) -> None:
+        for chunk in self._source:
+            self.t_s, self.chunks = chunk.t_s, self.chunks + 1
+
+
+def test_a_tab_that_is_closed_and_opened_again_goes_on_with_the_stream() -> None:
+    """And a second tab is refused while the first one lives, welcome when it has gone."""
+    said: list[str] = []
+    with wanting() as (server, first), server.browser_source(notice=said.append) as source:
+        began = time.monotonic()
+        reader = Reader(source)
+        until(lambda: reader.chunks > 20)
+        refused = Browser(server.port)
+        until(lambda: refused.heard)
+        assert refused.heard[0]["error"] == "another browser is the source already"
+        first.leave()
+        until(lambda: refused.status == "away")
+        refused.leave()
+        before, t_s = reader.chunks, reader.t_s
+        second = Browser(server.port)
+        try:
+            until(lambda: reader.chunks > before + 20)
+            assert second.status == "in_use"
+            assert reader.t_s > t_s + 1.0, "the time without a browser is part of the stream"
+            assert reader.t_s == pytest.approx(time.monotonic() - began, abs=1.0)
+            assert re.fullmatch(r"browser: back after [0-9.]+ s", said[-1])
+            second.stop()
+            reader.join(10)
+            assert not reader.is_alive()
+            until(lambda: second.status == "ended")
+        finally:
+            second.leave()
+    assert [m["ended"] for m in first.heard if "ended" in m] == []
+    assert source.outages == 1
+    assert source.damaged == 0
+    assert source.warnings[-1] == "ended: the camera was stopped on the page"
+
+
+def test_when_the_program_has_ended_the_page_lets_go_of_the_camera() -> None:
+    """The page may be held: what nobody reads is not to be received and decoded for ever."""
+    with wanting(("audio",)) as (server, browser):
+        with server.browser_source() as source:
+            next(iter(source))
+        until(lambda: any("ended" in m for m in browser.heard))
+        assert browser.heard[-1] == {"type": "rtc", "ended": "the program stopped"}
+        assert server.desk.status == "ended"
+
+
+@pytest.mark.slow
+def test_ten_reopenings_leave_no_peer_task_thread_or_handle() -> None:
+    from tests.runtime.web.test_fuzz_socket import kept
+
+    with served(WebSink()) as server:
+        server.want_browser()
+        browser = Browser(server.port, ("audio",))
+        with server.browser_source() as source:
+            reader = Reader(source)
+            counts: list[dict[str, int]] = []
+            for _ in range(11):
+                before = reader.chunks
+                until(lambda before=before: reader.chunks > before + 5)
+                browser.leave()
+                until(lambda: server.desk.status == "away")
+                until(lambda: kept(server)["connections"] == 0)
+                counts.append({**kept(server), "threads": threading.active_count()})
+                browser = Browser(server.port, ("audio",))
+            browser.leave()
+        reader.join(10)
+    assert source.outages in (10, 11)
+    assert all(later <= counts[0].get(name, 0) for name, later in counts[-1].items()), counts
+
+
 @pytest.mark.parametrize(
     "sdp",
     ["", "nonsense", "v=0\r\n", "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\n", 7, None],
@@ -240,8 +347,8 @@ def test_a_browser_whose_media_never_comes_is_told_so_and_another_may_try(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", ["Ctrl-C", "the tab"])
-def test_the_command_ends_at_once_while_a_browser_sends(
+@pytest.mark.parametrize("end", ["Ctrl-C", "Stop on the page", "Ctrl-C after the tab"])
+def test_the_command_ends_at_once_while_a_browser_sends_or_is_waited_for(
     end: str, real_pair: Path, record_property: Any
 ) -> None:
     """Ctrl-C ends a live source, so there is a summary; nobody's face is in it: exit code 3."""
@@ -260,11 +367,15 @@ def test_the_command_ends_at_once_while_a_browser_sends(
         browser = Browser(int(port[1]))
         while "abstain" not in (line := process.stdout.readline()):  # the first row
             assert line, process.stderr.read()
+        if end == "Ctrl-C after the tab":
+            browser.leave()
+            while "the page was left; waiting 30 s" not in (line := process.stderr.readline()):
+                assert line
         start = time.monotonic()
-        if end == "Ctrl-C":
-            process.send_signal(signal.SIGINT)
+        if end == "Stop on the page":
+            browser.stop()
         else:
-            threading.Thread(target=browser.leave).start()
+            process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
         seconds = time.monotonic() - start
     finally:

@@ -26,10 +26,11 @@ pytest.importorskip("websockets", reason="websockets is not installed (extra web
 from websockets.exceptions import InvalidStatus
 
 from runtime.errors import DependencyError, UsageError
-from runtime.verdict import Reason
-from runtime.web.address import Address, Token
+from runtime.judging.verdict import Reason
+from runtime.listen import Address
 from runtime.web.server import WebError, WebServer
 from runtime.web.sink import WebSink
+from runtime.web.token import Token
 from runtime.web.viewer import MAX_UNCONFIRMED
 from tests.runtime.doubles import SPEC
 from tests.runtime.web.serving import (
@@ -127,6 +128,15 @@ def test_a_name_that_is_not_ours_is_refused(server: WebServer, host: str) -> Non
     if host:
         with pytest.raises(InvalidStatus), viewer(server, Host=host):
             pass
+
+
+def test_a_name_that_was_given_gets_in_beyond_loopback() -> None:
+    address = Address("0.0.0.0", 0, frozenset(["msct"]))
+    sink, token = WebSink(model_id="mock-1", provider="mock"), Token(TOKEN, generated=False)
+    bearer = f"Bearer {TOKEN}"
+    with WebServer(address, sink, SPEC, token=token) as server:
+        assert get(server, host="msct:8080", authorization=bearer)[0] == 200
+        assert get(server, host="evil.example", authorization=bearer)[0] == 421
 
 
 def test_a_page_of_another_site_is_refused(server: WebServer) -> None:

@@ -10,16 +10,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from runtime.losses import CAUSES
+from runtime.flow.driver import run
+from runtime.flow.sink import MediaSink, StartSink
+from runtime.flow.summary import CAUSES
+from runtime.judging.verdict import Label, Reason
 from runtime.media import AudioChunk, MediaInfo
-from runtime.pipeline import run
-from runtime.sinks import MediaSink, StartSink
-from runtime.verdict import Label, Reason
 from runtime.web import sink as module
 from runtime.web.sink import WebSink
 from tests.runtime.clips import write_clip
 from tests.runtime.doubles import MockBackend, MockTracker
-from tests.runtime.test_timeline_sink import summary
+from tests.runtime.sinks.test_terminal import summary
 from tests.runtime.web.serving import abstention, picture, verdict
 
 
@@ -135,10 +135,10 @@ def test_damage_of_a_live_source_is_shown_once_however_old_its_summary_is() -> N
 
 
 def test_a_stream_shows_its_counters_while_it_runs_and_its_end(tmp_path, monkeypatch) -> None:
-    import runtime.session
+    import runtime.flow.session
     from runtime.media.file import FileSource
 
-    monkeypatch.setattr(runtime.session, "FaceTracker", lambda spec: MockTracker())
+    monkeypatch.setattr(runtime.flow.session, "FaceTracker", lambda spec: MockTracker())
     sink = WebSink()
     states = []
 

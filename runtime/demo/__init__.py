@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The first minute: a clip, a model, a verdict."""

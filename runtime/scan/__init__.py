@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An archive of clips, judged by many processes."""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Judge sources as they play: the main command."""
