@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import columns
-from runtime.command import guarded
+from runtime.command import Parser, guarded
 from runtime.errors import EXIT_ERROR, EXIT_OK, UsageError
 from runtime.interrupt import leave
 
@@ -176,7 +176,7 @@ def parse_tolerance(text: str) -> float:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="python -m benchmarks.compare",
         description="Two results of benchmarks.latency: what has grown worse from A to B.",
         epilog="Exit codes: 0 nothing has grown worse, 1 something has, or an error, 2 usage.",

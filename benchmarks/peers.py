@@ -40,7 +40,7 @@ from benchmarks.environment import columns, describe
 from benchmarks.latency.distribution import bootstrap_median, distribution
 from benchmarks.looped import parse_seconds
 from runtime import leftovers
-from runtime.command import guarded, positive_int
+from runtime.command import Parser, guarded, positive_int
 from runtime.errors import EXIT_ERROR, EXIT_OK, UsageError
 from runtime.files import write_json
 from runtime.interrupt import check, leave
@@ -250,7 +250,7 @@ def disagreeing(result: dict[str, Any]) -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="python -m benchmarks.peers",
         description="One verdict in torch, compiled, in ONNX Runtime, and with cached features.",
         epilog="Exit codes: 0 done, 1 the ways disagree, or an operational error, 2 usage.",

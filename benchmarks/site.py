@@ -42,7 +42,7 @@ from runtime.calibrate.estimate import (
     estimate_offset,
     tally,
 )
-from runtime.command import guarded
+from runtime.command import Parser, guarded
 from runtime.errors import UsageError
 from runtime.files import write_json
 from runtime.flow.driver import run
@@ -95,9 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m benchmarks.site", description=__doc__.split("\n")[0]
-    )
+    p = Parser(prog="python -m benchmarks.site", description=__doc__.split("\n")[0])
     p.add_argument("--clips", required=True, help="a folder or glob of genuine clips")
     p.add_argument("--clips-each", type=int, default=20)
     p.add_argument("--snr-db", type=float, default=None)

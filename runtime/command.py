@@ -10,10 +10,10 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from runtime import interrupt, waits
-from runtime.address import scheme_of
+from runtime.address import remember_arguments, scheme_of
 from runtime.backends import BACKENDS, load_backend
 from runtime.errors import EXIT_ERROR, EXIT_INTERRUPTED, UsageError, UserError
 from runtime.media.open import DECODERS, ISOLATED, Sound, open_source, parse_sound
@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with the options in plain text: it repeats what it was given."""
+    """The options of a command: what is wrong with them is said in plain text, and secrets in them
+    are hidden in whatever the command prints."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        args = sys.argv[1:] if args is None else list(args)
+        remember_arguments(args)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         super().error(plain(message))

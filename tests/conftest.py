@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import runtime  # noqa: F401  before any library that would report to its maker
-from runtime import interrupt
+from runtime import address, interrupt
 
 GRID_DIR = "MSCT_GRID_DIR"  # environment variable; default: ../shared/data/grid beside the clone
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -52,8 +52,10 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def _nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process says once that it was interrupted; here each test is a process of its own."""
+    """A process says once that it was interrupted, and knows the secrets that it was given; here
+    each test is a process of its own."""
     monkeypatch.setattr(interrupt._state, "said", False)
+    monkeypatch.setattr(address, "_given", {})
 
 
 @pytest.fixture(scope="session")

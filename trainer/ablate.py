@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime.command import Parser
 from runtime.errors import EXIT_ERROR, EXIT_INTERRUPTED, UsageError, UserError
 from runtime.files import write_json
 from runtime.interrupt import leave
@@ -312,9 +313,7 @@ def write_figure(runs: Sequence[tables.Run], settings: Settings) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.ablate", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = Parser(prog="python -m trainer.ablate", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--table", type=int, choices=(1, 2), action="append", default=[])
     parser.add_argument("--figure", type=int, choices=(5,), action="append", default=[])
     parser.add_argument("--readings", action="store_true", help="what the paper leaves open")

@@ -19,6 +19,11 @@ sources that it never saw), ``state.safetensors``, ``log.jsonl`` and ``environme
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from runtime.interrupt import install
+
+    install()
+
 import argparse
 import hashlib
 import json
@@ -29,8 +34,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from runtime.command import Parser, print_error
 from runtime.errors import EXIT_INTERRUPTED, UsageError, UserError
 from runtime.files import write_json
+from runtime.interrupt import leave
+from runtime.overwrites import refuse_overwrites
 from runtime.spec import FaceSpec
 from trainer.config import PRESETS, ModelConfig, preset
 from trainer.data.folds import FOLDS, load_folds
@@ -41,11 +49,12 @@ from trainer.face.learn import DistilConfig, train
 from trainer.face.report import print_report, report
 from trainer.face.sources import Item, list_items
 from trainer.face.teacher import ask_all, environment_dir
-from trainer.loop.state import record_start
+from trainer.loop.state import LOG, STATE, record_start
 from trainer.model.msct import FrameEncoder
 
 ENCODER = "encoder.safetensors"
 REPORT = "report.json"
+WRITTEN = (ENCODER, REPORT, STATE, LOG)
 WORK = "work"
 GEOMETRY_DIM = 24
 HOLD_OUT_PEOPLE = 0.05
@@ -162,7 +171,7 @@ def print_result(result: dict[str, Any]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m trainer.distil",
         description=(__doc__ or "").split("\n")[0],
         epilog="A run that was stopped goes on with the same command.",
@@ -215,7 +224,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _run(options)
     except UserError as err:
-        print(f"error: {err}", file=sys.stderr)
+        print_error(err)
         return err.exit_code
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
@@ -228,6 +237,9 @@ def _run(options: argparse.Namespace) -> None:
         print_result(_known(options.output / REPORT))
         return
     items, others = _items(options)
+    refuse_overwrites(
+        [("--output", options.output / name) for name in WRITTEN], [i.path for i in items]
+    )
     folds = load_folds()
     hold_out = list(options.hold_out)
     if options.fold is not None:
@@ -293,4 +305,4 @@ def _known(path: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main)

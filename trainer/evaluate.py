@@ -39,6 +39,7 @@ import numpy as np
 
 from runtime.backends import load_backend
 from runtime.backends.base import Backend
+from runtime.command import Parser
 from runtime.errors import EXIT_ERROR, EXIT_INTERRUPTED, MediaError, UsageError, UserError
 from runtime.files import write_json
 from runtime.flow.driver import run
@@ -285,9 +286,7 @@ def _print_report(result: dict[str, Any], output: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.evaluate", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = Parser(prog="python -m trainer.evaluate", description=(__doc__ or "").split("\n")[0])
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--clips", type=Path, help="folder written by trainer.forge: the product")
     source.add_argument("--data", type=Path, help="folder written by trainer.prepare: clip by clip")

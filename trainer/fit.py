@@ -36,6 +36,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from runtime.command import Parser
 from runtime.errors import UsageError
 from runtime.interrupt import leave
 from runtime.models import model_files
@@ -118,7 +119,7 @@ def _forge_and_prepare(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m trainer.fit",
         description="Train a preset; without data: a miniature.",
         epilog=EPILOG,

@@ -38,6 +38,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime.command import Parser
 from runtime.errors import EXIT_ERROR, EXIT_INTERRUPTED, MediaError, UsageError, UserError
 from runtime.files import write_json
 from runtime.interrupt import leave
@@ -375,9 +376,7 @@ def _write_meta(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.forge", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = Parser(prog="python -m trainer.forge", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--genuine", type=Path, required=True, help="folder of genuine clips")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument(

@@ -26,7 +26,6 @@ if __name__ == "__main__":
 
     install()
 
-import argparse
 import errno
 import json
 import os
@@ -40,6 +39,7 @@ from typing import Any
 import numpy as np
 
 from runtime import leftovers
+from runtime.command import Parser
 from runtime.errors import EXIT_ERROR, EXIT_INTERRUPTED, MediaError, UsageError, UserError
 from runtime.files import write_json
 from runtime.interrupt import leave
@@ -363,9 +363,7 @@ def _is_shortened(row: dict[str, Any]) -> bool:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.prepare", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = Parser(prog="python -m trainer.prepare", description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
         "--data", "--clips", type=Path, required=True, metavar="ROOT", help="folder of clips"
     )

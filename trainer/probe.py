@@ -32,7 +32,6 @@ if __name__ == "__main__":
 
     install()
 
-import argparse
 import json
 import sys
 from collections.abc import Collection, Sequence
@@ -43,6 +42,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from runtime.command import Parser
 from runtime.errors import EXIT_ERROR, EXIT_OK, DependencyError, MediaError, UsageError, UserError
 from runtime.faces.align import predictor_path
 from runtime.files import write_json
@@ -317,9 +317,7 @@ def print_table(result: dict[str, Any]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.probe", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = Parser(prog="python -m trainer.probe", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="a set made by trainer.prepare")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON")
     parser.add_argument(

@@ -33,7 +33,7 @@ from benchmarks.drift.forms import check_same_model, forms, reference
 from benchmarks.environment import columns, describe
 from runtime import leftovers
 from runtime.backends import Backend
-from runtime.command import guarded
+from runtime.command import Parser, guarded
 from runtime.errors import (
     EXIT_ALL_ABSTAINED,
     EXIT_OK,
@@ -181,7 +181,7 @@ def _share(alarms: dict[str, Any]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="python -m benchmarks.drift",
         description="What other precisions and backends change in the verdicts on real clips.",
         epilog="Exit codes: 0 done, 1 operational error, 2 usage, 3 every window abstained.",

@@ -57,7 +57,7 @@ from benchmarks.fuzz import worker as fuzz_worker
 from benchmarks.fuzz.mutants import Mutant, Seed, make_seeds, mutant
 from benchmarks.fuzz.worker import ABSTAINED, ERROR, MEMORY, READY, TRACEBACK, VERDICT
 from runtime import leftovers, waits
-from runtime.command import guarded, positive_int
+from runtime.command import Parser, guarded, positive_int
 from runtime.errors import EXIT_ERROR, EXIT_OK, UsageError, UserError
 from runtime.files import write_json
 from runtime.interrupt import leave
@@ -347,7 +347,7 @@ def _number(text: str) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(
+    options = Parser(
         prog="python -m benchmarks.fuzz", description="Mutated clips through the whole product."
     )
     options.add_argument("--clips", nargs="+", required=True, metavar="FOLDER|FILE")

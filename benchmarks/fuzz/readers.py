@@ -31,7 +31,7 @@ from pathlib import Path
 from benchmarks.environment import ROOT, describe
 from benchmarks.fuzz.targets import READERS
 from runtime import leftovers, waits
-from runtime.command import guarded, positive_int
+from runtime.command import Parser, guarded, positive_int
 from runtime.errors import EXIT_ERROR, EXIT_OK, DependencyError, UserError
 from runtime.files import write_json
 from runtime.interrupt import leave
@@ -96,7 +96,7 @@ def _last(pattern: str, said: str) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(
+    options = Parser(
         prog="python -m benchmarks.fuzz.readers", description=(__doc__ or "").split("\n")[0]
     )
     options.add_argument("--reader", action="append", choices=READERS, help="default: all")

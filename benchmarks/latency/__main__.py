@@ -46,7 +46,7 @@ from benchmarks.latency.schema import SCHEMA_VERSION, check
 from benchmarks.looped import FPS, parse_seconds, parse_size, write_loop
 from runtime import leftovers, waits
 from runtime.backends import BACKENDS, load_backend
-from runtime.command import guarded, positive_int, provider
+from runtime.command import Parser, guarded, positive_int, provider
 from runtime.errors import EXIT_OK, UsageError
 from runtime.files import write_json
 from runtime.interrupt import leave
@@ -95,7 +95,7 @@ def parse_warmup(text: str) -> float:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="python -m benchmarks.latency",
         description="Latency of the engine and from capture to verdict on this device.",
         epilog="Exit codes: 0 done, 1 operational error, 2 usage.",

@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.latency import table
 from benchmarks.latency.schema import check
-from runtime.command import guarded
+from runtime.command import Parser, guarded
 from runtime.errors import EXIT_OK, UsageError
 from runtime.files import write_text
 from runtime.interrupt import leave
@@ -63,8 +63,12 @@ def page(result: Mapping[str, Any], pictures: Sequence[str]) -> str:
     )
 
 
-def write(result: Mapping[str, Any], folder: Path, name: str) -> list[Path]:
-    """The page, then the pictures."""
+def write(result: Mapping[str, Any], source: Path, folder: Path) -> list[Path]:
+    """The page, then the pictures, of the result that was read from ``source``.
+
+    Raises :class:`UsageError` where one of them is that file.
+    """
+    name = source.stem
     with optional("for the page"):
         from benchmarks.latency.pictures import draw
 
@@ -72,13 +76,14 @@ def write(result: Mapping[str, Any], folder: Path, name: str) -> list[Path]:
         text = page(result, list(pictures.values()))
     written = {folder / f"{name}.html": text}
     written |= {folder / f"{name}-{key}.svg": picture for key, picture in pictures.items()}
+    refuse_overwrites([("--output", path) for path in written], [source])
     for path, content in written.items():
         write_text(path, content)
     return list(written)
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="python -m benchmarks.latency.page",
         description="The page and the pictures of a result of benchmarks.latency.",
         epilog="Exit codes: 0 done, 1 operational error, 2 usage.",
@@ -100,9 +105,7 @@ def _run(options: argparse.Namespace) -> int:
     except (OSError, ValueError) as err:
         raise UsageError(f"{options.result} cannot be read as JSON: {err}") from err
     check(result)
-    folder, name = options.output or options.result.parent, options.result.stem
-    refuse_overwrites([("--output", folder / f"{name}.html")], [options.result])
-    for path in write(result, folder, name):
+    for path in write(result, options.result, options.output or options.result.parent):
         print(f"written: {path}", file=sys.stderr)
     return EXIT_OK
 

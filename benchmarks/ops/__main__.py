@@ -55,7 +55,7 @@ from benchmarks.ops.cases import (
 )
 from benchmarks.ops.variants import CPU_THREADS, EAGER, OURS, Maker
 from runtime.backends import native
-from runtime.command import guarded
+from runtime.command import Parser, guarded
 from runtime.errors import DependencyError, UserError
 from runtime.files import write_json
 from runtime.interrupt import check, leave
@@ -349,7 +349,7 @@ def alike(device: str) -> Iterator[None]:
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(
+    options = Parser(
         prog="python -m benchmarks.ops",
         description="Our CUDA kernels against torch and TensorRT on a GPU; torch, ONNX Runtime "
         "and the C++ reference on a CPU.",

@@ -28,23 +28,28 @@ from benchmarks.environment import describe, usable_cores
 from benchmarks.ops import ptxas
 from runtime import waits
 from runtime.backends.native import PLUGIN_LIBRARY
-from runtime.command import guarded
-from runtime.errors import DependencyError, UserError
+from runtime.command import Parser, guarded
+from runtime.errors import DependencyError, UsageError, UserError
 from runtime.files import write_json
 from runtime.interrupt import leave
+from runtime.overwrites import refuse_overwrites
 
 ROOT = Path(__file__).resolve().parents[2]
+BUILD_FACTS = "cuda_build.json"
 ARCHITECTURES = "80;86;87;89;90;110;120"
 
 
 def build(folder: Path, architectures: str, jobs: int) -> dict[str, float]:
     """Compile into ``folder``, which is emptied first; seconds by step.
 
-    Raises :class:`DependencyError` without CMake, :class:`UserError` where a step fails: what it
-    said is on standard error.
+    Raises :class:`UsageError` for a folder that holds something else than a build of CMake,
+    :class:`DependencyError` without CMake, :class:`UserError` where a step fails: what it said is
+    on standard error.
     """
     if shutil.which("cmake") is None:
         raise DependencyError("cmake was not found: apt-get install cmake, or pip install cmake")
+    if folder.exists() and not (folder / "CMakeCache.txt").is_file() and any(folder.iterdir()):
+        raise UsageError(f"{folder} would be emptied, and is no build of CMake; give another one")
     shutil.rmtree(folder, ignore_errors=True)
     configure = ["cmake", "-S", str(ROOT), "-B", str(folder), "-DMSCT_CUDA=ON"]
     configure += ["-DMSCT_BINDINGS=OFF", "-DMSCT_PLUGINS=ON"]
@@ -74,7 +79,7 @@ def summary(usages: Sequence[ptxas.Usage]) -> dict[str, Any]:
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(
+    options = Parser(
         prog="python -m benchmarks.ops.native_build", description="Build the plugin library, timed."
     )
     options.add_argument("--architectures", default=ARCHITECTURES, metavar="LIST")
@@ -91,9 +96,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.output is not None:
+        written = (options.folder / name for name in (PLUGIN_LIBRARY, BUILD_FACTS))
+        refuse_overwrites([("--output", options.output), *(("--folder", w) for w in written)], [])
     seconds = build(options.folder, options.architectures, options.jobs)
     usages = ptxas.read_build(options.folder)
-    facts = json.loads((options.folder / "cuda_build.json").read_text(encoding="utf-8"))
+    facts = json.loads((options.folder / BUILD_FACTS).read_text(encoding="utf-8"))
     size_bytes = (options.folder / PLUGIN_LIBRARY).stat().st_size
     result = {
         "benchmark": "native-build",

@@ -29,12 +29,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.environment import columns, describe
-from runtime.command import guarded
+from runtime.command import Parser, guarded
 from runtime.errors import EXIT_OK, UsageError
 from runtime.files import write_json, write_text
 from runtime.interrupt import leave
-from runtime.models import DEFAULT_PRESET, model_dir
+from runtime.models import DEFAULT_PRESET, model_dir, model_files
 from runtime.optional import optional
+from runtime.overwrites import refuse_overwrites
 from runtime.spec import PairSpec
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ def picture(result: dict[str, Any]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="python -m benchmarks.roofline",
         description="Predicts the time of one hop on Jetsons; measures nothing.",
         epilog="Exit codes: 0 done, 1 operational error, 2 usage.",
@@ -248,6 +249,8 @@ def _run(options: argparse.Namespace) -> int:
     for path, suffix in ((options.output, ".json"), (options.picture, ".svg")):
         if path is not None and path.suffix != suffix:
             raise UsageError(f"{path}: its name must end in {suffix}")
+    named = (("--output", options.output), ("--picture", options.picture))
+    refuse_overwrites([n for n in named if n[1] is not None], model_files(options.model))
     result = analyse(model_dir(options.model))
     drawn = picture(result) if options.picture is not None else ""
     print(report(result))

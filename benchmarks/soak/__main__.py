@@ -49,7 +49,7 @@ from benchmarks.environment import describe
 from benchmarks.looped import parse_size, write_loop
 from benchmarks.soak.rtsp import RtspServer, free_port, why_no_rtsp_server
 from runtime import leftovers, waits
-from runtime.command import guarded
+from runtime.command import Parser, guarded
 from runtime.errors import DependencyError, UsageError, UserError
 from runtime.files import write_json
 from runtime.interrupt import leave
@@ -372,7 +372,7 @@ def _minutes(text: str) -> float:
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(
+    options = Parser(
         prog="python -m benchmarks.soak",
         description="Memory, drops and latency of one live stream over time.",
     )

@@ -47,7 +47,7 @@ from benchmarks.stream import many as streams
 from runtime import leftovers, waits
 from runtime.backends.base import Backend, FaceOutput, FusionOutput
 from runtime.closing import Closing
-from runtime.command import guarded
+from runtime.command import Parser, guarded
 from runtime.files import write_json
 from runtime.interrupt import leave
 from runtime.judging.verdict import Verdict
@@ -248,7 +248,7 @@ def parse_streams(text: str) -> int | str:
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(
+    options = Parser(
         prog="python -m benchmarks.stream", description="Speed and memory of one whole stream."
     )
     options.add_argument(

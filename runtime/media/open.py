@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.address import check_address, public_name, public_text, scheme_of
+from runtime.address import check_address, public_name, public_text, remember, scheme_of
 from runtime.errors import UsageError
 from runtime.files import read_bounded
 from runtime.media.camera import camera_index, camera_name
@@ -235,6 +235,7 @@ def _camera(source: str) -> int | None:
 
 def _expand(source: str) -> dict[str, str | None]:
     """What it stands for, each with the name that a list gives it."""
+    remember(source)
     if "\0" in source:  # no system can look it up, and Python's answer is no OSError
         raise UsageError("the name of a source holds a NUL character; this is no list of sources")
     try:

@@ -6,8 +6,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from tests.runtime.doubles import MockBackend, MockTracker
 from tests.runtime.live_server import serve
 from tests.runtime.sinks.report.test_report import Page
 
+ROOT = Path(__file__).resolve().parents[2]
 SECRET = "hunter2"
 LONG = 80 * "漢"  # 240 bytes
 
@@ -158,6 +161,94 @@ def test_options_that_are_none_are_repeated_without_secrets(
         err = capfd.readouterr().err
         assert "unrecognized arguments: rtsp://cam/live\n" in err
         assert SECRET not in err
+
+
+COMMANDS = sorted(
+    str(path.relative_to(ROOT).with_suffix("")).replace("/", ".").removesuffix(".__main__")
+    for package in ("runtime", "trainer", "export", "benchmarks")
+    for path in (ROOT / package).rglob("*.py")
+    if re.search(r"^def main\(argv[\s\S]*^    leave\(main\)", path.read_text("utf-8"), re.M)
+)
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_no_command_repeats_a_secret_that_it_was_given(
+    module: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it takes the address for; a space, at which an address in a text would end, is in
+    the password and in the query."""
+    for needed in {"trainer": ("torch", "scipy"), "export": ("torch", "onnx")}.get(
+        module.split(".")[0], ()
+    ):
+        pytest.importorskip(needed, reason=f"{needed} is not installed")
+    monkeypatch.chdir(tmp_path)
+    address = f"rtsp://admin:my {SECRET}@127.0.0.1:1/live?token=my {SECRET}"
+    found = import_module(module)
+    main = getattr(found, "main", None) or import_module(f"{module}.__main__").main
+    options = set(re.findall(r"\n  (--[\w-]+)", help_of(main, capfd)))
+    takers = sorted(options - {"--help"})
+    tries = [[address], *([o, address] for o in takers), *([f"{o}={address}"] for o in takers)]
+    for arguments in tries:
+        others = [x for o in ("--source", "--output") if o in options and o not in arguments
+                  for x in (o, str(tmp_path / "none"))]  # fmt: skip
+        with contextlib.suppress(SystemExit):
+            main([*arguments, *others, "--no-such-option"])
+        out, err = capfd.readouterr()
+        assert SECRET not in out + err, arguments
+        assert "Traceback" not in err
+
+
+def help_of(main: Callable[[list[str]], int], capfd: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    return capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("runtime.scan", ["ADDRESS", "--output", "s.parquet"]),
+        ("runtime.scan", ["ADDRESS/below", "--output", "s.parquet"]),
+        ("runtime.demo", ["--source", "ADDRESS", "--output", "demo"]),
+        ("runtime.stream", ["--source", "clip.mp4", "--jsonl", "ADDRESS"]),
+        ("runtime.stream", ["--source", "clip.mp4", "--window", "ADDRESS"]),
+        ("runtime.stream", ["--source", "clip.mp4", "--metrics", f"admin:my {SECRET}@[::1]:x"]),
+        ("runtime.stream", ["--source", f"127.0.0.1/live?my {SECRET}"]),
+        ("runtime.stream", ["--source", "cameras.streams"]),
+        ("trainer.forge", ["--genuine", "ADDRESS", "--output", "out"]),
+        ("trainer.prepare", ["--data", "ADDRESS", "--output", "out"]),
+        ("trainer.fit", ["--data", "ADDRESS", "--output", "out"]),
+        ("trainer.evaluate", ["--data", "ADDRESS", "--output", "out"]),
+        ("trainer.distil", ["--clips", "ADDRESS", "--output", "out"]),
+        ("benchmarks.site", ["--clips", "ADDRESS"]),
+        ("benchmarks.stream", ["--source", "ADDRESS"]),
+        ("benchmarks.latency", ["--source", "ADDRESS", "--output", "out"]),
+        ("benchmarks.peers", ["--source", "ADDRESS"]),
+        ("benchmarks.fuzz", ["--clips", "ADDRESS"]),
+        ("benchmarks.speakers", ["--clips", "ADDRESS"]),
+    ],
+)
+def test_a_secret_with_a_space_is_hidden_by_whatever_repeats_it(
+    module: str,
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    if module.startswith("trainer"):
+        pytest.importorskip("torch", reason="torch is not installed (extra train)")
+        pytest.importorskip("scipy", reason="needs the train extra")
+    monkeypatch.chdir(tmp_path)
+    address = f"rtsp://admin:my {SECRET}@127.0.0.1:1/live?token=my {SECRET}"
+    (tmp_path / "cameras.streams").write_text(f"{address}\nx{address}\n", encoding="utf-8")
+    found = import_module(module)
+    main = getattr(found, "main", None) or import_module(f"{module}.__main__").main
+    with contextlib.suppress(SystemExit):
+        assert main([a.replace("ADDRESS", address) for a in arguments]) in (1, 2)
+    out, err = capfd.readouterr()
+    assert err
+    assert SECRET not in out + err
+    assert "Traceback" not in err
 
 
 def test_an_error_of_ours_says_all_but_secrets(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from runtime.sinks.outputs import target_of
 from runtime.stream.__main__ import main
 from tests.runtime.clips import write_clip
 
+ROOT = Path(__file__).resolve().parents[2]
+LATENCY = ROOT / "benchmarks" / "results" / "latency-2core.json"
 Spell = Callable[[Path], Path | str]
 
 
@@ -300,6 +303,11 @@ def test_prepare(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("benchmarks.fuzz", ["--clips", "mutant-0-000001.mkv", "--keep", "."]),
         ("benchmarks.site", ["--clips", ".", "--clips-each", "1", "--output", "v.mkv"]),
         ("benchmarks.soak", ["--source", "v.mkv", "--picture", "v.mkv"]),
+        ("benchmarks.roofline", ["--model", ".", "--output", "metrics.json"]),
+        ("benchmarks.latency.page", ["drawn.html"]),
+        ("export.face_detector", ["--wheel", "v.mkv", "--output", "v.mkv"]),
+        ("export.respec", ["link", "--output", "."]),
+        ("trainer.distil", ["--clips", "link", "--output", "."]),
         ("benchmarks.speakers", ["--clips", ".", "--output", "v.mkv"]),
     ],
 )
@@ -317,7 +325,54 @@ def test_the_trainer_and_the_benchmarks(
     (here / "index.json").write_text(json.dumps({"clips": []}))
     (here / "link").mkdir()
     (here / "link" / "table1.json").symlink_to(here / "index.json")
+    (here / "link" / "clip.mkv").symlink_to(here / "report.json")
+    shutil.copy("v.mkv", "report.json")
+    (here / "fusion.onnx").touch()
+    (here / "link" / "fusion.onnx").hardlink_to("fusion.onnx")
+    shutil.copy(LATENCY, "drawn.html")
     assert "would overwrite" in refused(module, here, capsys, *arguments)
+
+
+def test_two_outputs_of_a_benchmark(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("both.json").touch()
+    Path("both.svg").symlink_to("both.json")
+    said = refused("benchmarks.roofline", here, capsys, "--output", "both.json", "--picture",
+                   "both.svg")  # fmt: skip
+    assert "each other's way" in said
+
+
+def test_a_build_empties_nothing_but_a_build(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    said = refused("benchmarks.ops.native_build", here, capsys, "--folder", ".")
+    assert "would be emptied" in said
+    said = refused("benchmarks.ops.native_build", here, capsys, "--folder", "b", "--output",
+                   "b/cuda_build.json")  # fmt: skip
+    assert "each other's way" in said
+
+
+# A command that has no file to read and one to write, or none.
+NOTHING_TO_OVERWRITE = {
+    "benchmarks/ops/__main__.py": "--output alone",
+    "benchmarks/fuzz/readers.py": "--output, and a folder of findings named by their content",
+    "trainer/data/folds.py": "--write is one file of its own",
+}
+
+
+def test_every_command_that_writes_a_file_asks() -> None:
+    """Those that name a file to write, found by their options."""
+    option = re.compile(r"\"--(output|picture|jsonl|report|save-\w+|export-\w+|write|keep)\"")
+    asks = re.compile(r"refuse_overwrites\(|Outputs\(|open_outputs\(")
+    silent = {
+        str(path.relative_to(ROOT))
+        for package in ("runtime", "trainer", "export", "benchmarks")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if option.search(text := path.read_text(encoding="utf-8"))
+        and "leave(main)" in text
+        and not asks.search(text)
+    }
+    assert silent == NOTHING_TO_OVERWRITE.keys()
 
 
 @pytest.mark.parametrize(

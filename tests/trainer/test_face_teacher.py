@@ -8,6 +8,7 @@ answers where MSCT_TEACHER_ENV names an environment that holds it.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -210,6 +211,14 @@ class TestEnvironment:
         monkeypatch.setattr(teacher_module, "find_python", lambda: str(script))
         with pytest.raises(DependencyError, match=r"no such wheel.*by hand: python3\.12 -m venv"):
             ensure_environment(tmp_path / "env")
+
+    def test_a_folder_that_holds_something_else_is_left_alone(self, tmp_path, monkeypatch):
+        """An environment that is made anew is emptied first."""
+        (tmp_path / "film.mp4").touch()
+        monkeypatch.setattr(teacher_module, "find_python", lambda: sys.executable)
+        with pytest.raises(UsageError, match="would be emptied"):
+            ensure_environment(tmp_path)
+        assert (tmp_path / "film.mp4").exists()
 
     def test_a_python_that_cannot_run_is_passed_over(self, tmp_path, monkeypatch):
         """A shim of pyenv may lie on the path and not work."""

@@ -108,3 +108,20 @@ def test_an_export_that_is_stopped_leaves_no_folder(real_pair: Path, tmp_path: P
     process.stdin.write("go on\n")
     assert end_of(process) == (130, "error: interrupted; nothing was written\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_distillation_ends_between_two_steps_or_pictures(tmp_path: Path) -> None:
+    from tests.trainer import face_double
+
+    films = tmp_path / "films"
+    for source in ("one", "two", "three"):
+        face_double.write_film(films / source / "person" / "film.mp4", [0.15, 0.2, 0.25] * 10)
+    teacher = face_double.environment(tmp_path / "teacher")
+    process = command("trainer.distil", "--clips", films, "--teacher-env", teacher, "--steps",
+                      "100000", "--batch", "16", "--output", tmp_path / "out")  # fmt: skip
+    wait_for(lambda: (tmp_path / "out" / "environment.json").exists() or None, "its beginning")
+    process.send_signal(signal.SIGTERM)
+    code, said = end_of(process)
+    assert code == 130
+    assert "stopped; the same command goes on from here" in said
+    assert not [p for p in tmp_path.rglob("*") if ".part" in p.name]

@@ -12,7 +12,6 @@ the same folds.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import sys
@@ -21,8 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime.command import Parser
 from runtime.errors import UsageError, UserError
 from runtime.files import write_json
+from runtime.interrupt import leave
 
 FILE = Path(__file__).with_name("folds.json")
 FOLDS = 3
@@ -138,9 +139,7 @@ def _groups(rows: Sequence[Mapping[str, str]]) -> list[set[str]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.data.folds", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = Parser(prog="python -m trainer.data.folds", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--clips", type=Path, required=True, help="a folder with clips.tsv")
     parser.add_argument("--write", action="store_true", help="write folds.json anew")
     options = parser.parse_args(argv)
@@ -178,4 +177,4 @@ def _run(clips: Path, *, write: bool) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main)

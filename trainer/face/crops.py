@@ -32,6 +32,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from runtime import interrupt
 from runtime.errors import MediaError, UserError
 from runtime.faces.align import align, similarity, template
 from runtime.spec import FACE_POINTS, FaceSpec
@@ -145,6 +146,7 @@ def build(items: Sequence[Item], output: Path, face: FaceSpec) -> tuple[CropSet,
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as bar:
         for item in bar.track(items, description="cutting crops"):
+            interrupt.check()
             stamp = stamp_of(item.path)
             key = _key(face, stamp)
             if _load_small(folder, item, key) is not None:

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from runtime import interrupt
 from runtime.errors import ModelError, UsageError
 from trainer.config import ModelConfig
 from trainer.face.batches import Batches, FaceBatch
@@ -157,6 +158,7 @@ def _steps(
     log, advance, validate = watchers
     began, first = time.monotonic(), step
     while step < config.steps:
+        interrupt.check()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
         terms = losses(encoder, batches.batch(step), weights, config)

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from runtime import interrupt, waits
 from runtime.closing import Closing
 from runtime.errors import DependencyError, MediaError, UsageError
 from runtime.files import cache_dir
@@ -68,7 +69,8 @@ def environment_dir() -> Path:
 def ensure_environment(folder: Path) -> Path:
     """The Python of an environment with mediapipe, made where there is none.
 
-    Raises :class:`DependencyError`, with the commands that make one, where that cannot be done.
+    Raises :class:`DependencyError`, with the commands that make one, where that cannot be done,
+    :class:`UsageError` for a folder that holds something else.
     """
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     if python.is_file() and _runs(python, "import mediapipe"):
@@ -83,6 +85,8 @@ def ensure_environment(folder: Path) -> Path:
             f"FaceMesh ({REQUIREMENT}) wants a Python of 3.9 to 3.12, and there is none here; "
             f"install one, then run this again or make the environment yourself: {by_hand}"
         )
+    if folder.exists() and not (folder / "pyvenv.cfg").is_file() and any(folder.iterdir()):
+        raise UsageError(f"{folder} would be emptied, and is no environment; give another one")
     print(f"making the teacher's environment in {folder} ({REQUIREMENT}) ...", file=sys.stderr)
     for command in (
         [base, "-m", "venv", "--clear", str(folder)],
@@ -90,8 +94,8 @@ def ensure_environment(folder: Path) -> Path:
          "--only-binary=:all:", REQUIREMENT],
     ):  # fmt: skip
         try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False
+            done = waits.run_program(
+                command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S
             )
         except (OSError, subprocess.TimeoutExpired) as err:
             raise DependencyError(f"cannot make {folder} ({err}); by hand: {by_hand}") from None
@@ -174,6 +178,7 @@ class Teacher(Closing):
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=error,
+                start_new_session=True,  # Ctrl-C is for this process
             )
         except OSError as err:
             raise DependencyError(f"{self._python} cannot be started ({err.strerror})") from None
@@ -212,6 +217,7 @@ def ask(teacher: Teacher, item: Item) -> Answers:
     size = (0, 0)
     try:
         for picture in pictures(item):
+            interrupt.check()
             found, score = None, float("nan")
             if picture is not None:
                 size = picture.shape[:2]
