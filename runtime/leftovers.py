@@ -100,13 +100,18 @@ def end_all() -> None:
 
 
 def remove() -> None:
-    """Whatever is tracked goes."""
-    for path in list(_tracked):
-        with suppress(OSError):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+    """Whatever is tracked goes, also what somebody was still writing into."""
+    end_s = time.monotonic() + CHILDREN_S
+    while True:
+        for path in list(_tracked):
+            with suppress(OSError):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+        if not any(path.exists() for path in list(_tracked)) or time.monotonic() >= end_s:
+            return
+        time.sleep(0.02)
 
 
 def end_children(of: int | None = None) -> None:

@@ -234,7 +234,7 @@ def test_a_command_calls_nobody_and_leaves_nothing_else(
     leave_no_trace(module, QUICK[module], given, tmp_path, temporary)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("module", LONG)
 def test_a_longer_command_calls_nobody_and_leaves_nothing_else(
@@ -244,7 +244,7 @@ def test_a_longer_command_calls_nobody_and_leaves_nothing_else(
     leave_no_trace(module, LONG[module], given, tmp_path, temporary)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.thorough
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("module", LONGER)

@@ -192,6 +192,7 @@ class Desk:
         self._current: Incoming | None = None
         self._closed = False
         self._changed = threading.Condition()
+        self.stopped = ""  # why nobody is waited for any more, where somebody said so
 
     def want(self) -> None:
         """``--source browser`` was given."""
@@ -229,6 +230,13 @@ class Desk:
             if self._current is incoming:
                 self._current = None
                 self.status = "ended" if incoming.for_good else "away"
+
+    def stop(self, why: str) -> None:
+        """Whoever sent last wants no more, and said so after the connection had ended."""
+        with self._changed:
+            if self.status == "away":
+                self.status, self.stopped = "ended", why
+                self._changed.notify_all()
 
     def wait(self, limit_s: float | None = None) -> Incoming | None:
         """Until a browser sends; None: it is over, or nobody came in time, and then it is over.
@@ -312,7 +320,8 @@ class BrowserSource(Reconnecting[Incoming]):
             return came
         why = "the camera was stopped before the stream began"
         if self.outages:
-            why = f"{self._last_outage}, and none came within {RETURN_WAIT_S:g} s"
+            waited = f"{self._last_outage}, and none came within {RETURN_WAIT_S:g} s"
+            why = self._desk.stopped or waited
         if not self._stop.is_set():
             self._through, self._over = True, why
         raise MediaError(f"{self.name}: {why}")

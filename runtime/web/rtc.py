@@ -97,6 +97,8 @@ class Peer:
         if self._closing is None:
             caller = asyncio.current_task()
             self._closing = asyncio.ensure_future(self._close(why, for_good, caller))
+        elif for_good:  # the connection ended before what was said about it came by another way
+            self._desk.stop(why)
         await asyncio.shield(self._closing)
 
     async def _close(self, why: str, for_good: bool, caller: asyncio.Task[Any] | None) -> None:

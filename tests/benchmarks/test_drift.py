@@ -153,7 +153,7 @@ def test_a_reference_of_random_weights_is_refused(
         drift.measure(tmp_path, ["a.mp4"], [], [])
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_real_clip_in_fp16_and_in_fp32_once_more(
     real_pair: Path, grid_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,7 +179,7 @@ def test_a_real_clip_in_fp16_and_in_fp32_once_more(
     assert "ONNX Runtime CPU, fp16" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_half_pair_is_no_reference(
     real_pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -212,7 +212,7 @@ def test_the_summary_counts_and_names() -> None:
 # --- the command ----------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(180)
 def test_thirty_mutants_of_a_real_clip(
     sample_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -442,7 +442,7 @@ def test_a_clip_that_is_not_there_is_one_line(
     assert "none.mp4" in said[0]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_whole_run_where_neither_torch_nor_matplotlib_nor_jsonschema_is(
     clip: Path, real_pair: Path, tmp_path: Path
 ) -> None:
@@ -478,7 +478,7 @@ def test_a_whole_run_where_neither_torch_nor_matplotlib_nor_jsonschema_is(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["latency.json"]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_part_that_fails_has_said_why_and_nothing_is_written(
     clip: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -119,7 +119,7 @@ def test_ways_that_disagree_are_named_but_a_compiler_may_reorder(
     assert peers.disagreeing({"ways": ways}) == wrong
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.usefixtures("_noise")
 def test_a_whole_comparison_of_a_checkpoint_and_its_pair(
     tiny: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -146,7 +146,7 @@ def test_a_whole_comparison_of_a_checkpoint_and_its_pair(
     assert result["machine"]["processor"]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.usefixtures("_noise")
 def test_a_pair_of_other_weights_is_refused(
     tiny: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -160,7 +160,7 @@ def test_a_pair_of_other_weights_is_refused(
     assert "was not made of these weights" in said[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.usefixtures("_noise")
 def test_a_pair_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The shipped weights, as they are in the graphs, put back into the network."""
@@ -177,7 +177,7 @@ def test_a_checkpoint_knows_its_preset(capsys: pytest.CaptureFixture[str]) -> No
     assert "--preset is for random weights" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_windows_of_a_clip_overlap_by_all_but_a_hop(grid_clip: Path) -> None:
     found = real_windows(grid_clip, PairSpec(), limit=3, step=5)
     assert len(found) == 3

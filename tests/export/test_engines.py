@@ -170,7 +170,7 @@ def test_a_pair_without_custom_ops_needs_no_library(
     assert facts.plugins is None
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @needs_shipped
 def test_the_shipped_preset_with_plugins(tmp_path: Path, plugin_library_path: Path) -> None:
     args = ["--fp16", "--plugin-library", plugin_library_path, "--target-sm", "8.6"]

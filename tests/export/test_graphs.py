@@ -37,7 +37,7 @@ from trainer.model.checkpoint import save_checkpoint  # noqa: E402
 from trainer.model.msct import MSCT  # noqa: E402
 from trainer.scoring.windows import TorchPair  # noqa: E402
 
-pytestmark = pytest.mark.slow  # torch traces a graph in seconds, whatever its size
+pytestmark = pytest.mark.thorough  # torch traces a graph in seconds, whatever its size
 
 BLOCKS = 1
 SPLITS = {"a": "train", "b": "train", "c": "val", "d": "test"}

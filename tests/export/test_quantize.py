@@ -263,7 +263,7 @@ class TestCommandLine:
             pair.calibration([clips / "0.mp4"], synthetic.SPEC, lambda what: None)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_shipped_model_on_real_clips(
     real_pair: Path, grid_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

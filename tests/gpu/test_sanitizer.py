@@ -29,7 +29,7 @@ def sanitizer() -> str:
     pytest.skip("compute-sanitizer is not installed")
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("tool", SUMMARY)

@@ -450,7 +450,7 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("twice", [False, True])
 def test_a_scan_keeps_its_rows_and_takes_ray_along(
     twice: bool, real_pair: Path, tmp_path: Path, scratch: Path

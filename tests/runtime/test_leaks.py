@@ -32,7 +32,7 @@ CYCLES = 1000
 MAX_GROWTH_MB = 20.0
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.thorough,
     pytest.mark.timeout(600),
     pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is read from /proc"),
 ]

@@ -314,7 +314,7 @@ def outcomes(noise: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return {r.pop("name"): r for r in rows}
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(1000)  # fifteen runs: of the first test, which makes them
 class TestKilled:
     @pytest.mark.parametrize(

@@ -346,7 +346,7 @@ class TestFiles:
         assert all(p.stat().st_mtime_ns == time_ns for p, time_ns in done.items())
         assert not list(out.rglob("*.part"))
 
-    @pytest.mark.slow
+    @pytest.mark.thorough
     def test_a_killed_run_goes_on_to_the_same_set(self, tmp_path: Path):
         """SIGKILL half-way, then the same command: the bytes of an unbroken run.
 

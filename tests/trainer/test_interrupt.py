@@ -78,7 +78,7 @@ def test_a_worker_that_is_ended_takes_its_parts_of_files_along(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_training_stops_with_130_and_goes_on(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="torch is not installed (extra train)")
     splits = {"a": "train", "b": "train", "c": "val", "d": "test"}

@@ -132,7 +132,7 @@ def test_every_option_reaches_every_parameter(name):
     assert [n for n, g in gradients.items() if not g.any()] == []
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_paper_sized_model_runs_backwards():
     torch.manual_seed(0)
     cfg = preset("msct")

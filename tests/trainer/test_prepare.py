@@ -207,7 +207,7 @@ class TestStretch:
 
 
 class TestFakeAVCeleb:
-    @pytest.mark.slow
+    @pytest.mark.thorough
     def test_the_whole_set_by_the_command_with_every_label(self, tmp_path: Path, capsys):
         built = write_fakeavceleb(tmp_path / "FakeAVCeleb_v1.2", people=3, seconds=1.2)
         output = tmp_path / "out"
@@ -240,7 +240,7 @@ class TestFakeAVCeleb:
 
 
 class TestResume:
-    @pytest.mark.slow
+    @pytest.mark.thorough
     @pytest.mark.parametrize("finished", [0, 1, 4, 8])
     def test_a_kill_and_a_rerun_give_what_no_kill_gives(
         self, driver: Path, many: Path, whole: Path, tmp_path: Path, finished: int

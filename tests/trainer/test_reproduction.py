@@ -18,7 +18,7 @@ from trainer.paper import published
 PROTOCOL = ["--protocol", "1:1:1:1"]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(900)
 def test_prepare_train_evaluate_and_both_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

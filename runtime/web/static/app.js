@@ -521,9 +521,9 @@ function stopCamera(lost) {
   if (!camera) return;
   const { stream, connection } = camera;
   camera = null;
+  if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify({ type: "hang_up", lost }));
   stream.getTracks().forEach((track) => track.stop());
   connection.close();
-  if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify({ type: "hang_up", lost }));
   cameraPanel();
 }
 

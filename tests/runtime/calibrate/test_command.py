@@ -356,7 +356,7 @@ def test_a_threshold_that_finds_little_is_said_to() -> None:
 # The real model
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_sigint_in_a_real_run_leaves_nothing(
     grid_dir: Path, real_pair: Path, tmp_path: Path
 ) -> None:
@@ -395,7 +395,7 @@ def person(grid_dir: Path) -> list[Path]:
     return clips[:4]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_real_persons_clips_give_a_threshold_that_accuses_none_of_them(
     person: list[Path], real_pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,7 +412,7 @@ def test_a_real_persons_clips_give_a_threshold_that_accuses_none_of_them(
     assert "fake" not in {v["label"] for v in after}
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_demos_clip_is_too_little_and_said_to_be(
     sample_clip: Path, real_pair: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

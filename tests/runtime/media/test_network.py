@@ -519,7 +519,7 @@ def test_a_camera_with_few_key_pictures_is_waited_for(tmp_path: Path) -> None:
     assert notes == []
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_rtsp_over_udp_survives_loss(tmp_path: Path) -> None:
     if reason := why_no_rtsp_server():
         pytest.skip(reason)

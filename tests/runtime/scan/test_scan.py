@@ -565,7 +565,7 @@ def on_a_cluster(
         cluster.wait()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(1800)  # Ray starts four times: seconds, or minutes on a busy machine
 @pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="ray is not installed (extra scan)"

@@ -308,6 +308,18 @@ class TestBrowserSource:
         visit.join()
         assert source.warnings == ["ended: the camera was stopped on the page"]
 
+    def test_a_stop_that_comes_after_the_connection_has_ended_is_heard(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Stop goes one way, the end of the connection another, and either may be first."""
+        monkeypatch.setattr("runtime.web.browser.RETURN_WAIT_S", 60.0)
+        desk.stop("nobody was there yet, so nothing is over")
+        Visit(desk, seconds=0.2)
+        why = "the camera was stopped on the page"
+        with BrowserSource(desk, notice=lambda line: desk.stop(why)) as source:
+            assert list(source)
+        assert source.warnings[-1] == f"ended: {why}"
+
     def test_whoever_closes_it_does_not_wait_for_a_browser(
         self, desk: Desk, monkeypatch: pytest.MonkeyPatch
     ) -> None:

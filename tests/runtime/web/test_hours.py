@@ -98,7 +98,7 @@ def hours(monkeypatch: pytest.MonkeyPatch) -> Hours:
     return Hours()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_what_is_kept_of_a_browser_does_not_grow(hours: Hours) -> None:
     hours.send(FULL)
     before, _ = counted()
@@ -110,7 +110,7 @@ def test_what_is_kept_of_a_browser_does_not_grow(hours: Hours) -> None:
     assert hours.source.damaged == 0
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_leak_would_be_seen(hours: Hours) -> None:
     hours.send(500)
     before, _ = counted()

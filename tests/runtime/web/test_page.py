@@ -269,7 +269,7 @@ def test_when_the_program_ends_the_page_says_so_and_keeps_what_it_has(
         browser.close()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_connection_that_is_lost_is_made_again_by_the_page_itself(
     playwright: Any, tmp_path: Path
 ) -> None:
@@ -300,7 +300,7 @@ def test_a_connection_that_is_lost_is_made_again_by_the_page_itself(
     assert not browser.trouble
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_camera_of_a_browser_is_judged(
     playwright: Any, tmp_path: Path, grid_clip: Path, real_pair: Path
 ) -> None:
