@@ -33,8 +33,10 @@ RTX := $(if $(NVCC),$(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)))
 
 help:
 	@echo 'make demo        stream a real clip, print the verdicts, write demo/*.jsonl'
-	@echo 'make test        the tests;   PYTEST_ARGS="-k audio" to choose, TEST_JOBS=8 for eight processes'
-	@echo 'make test-all    also those marked thorough: the export of the model in the size of the paper'
+	@echo 'make test        what every change must hold; PYTEST_ARGS="-k audio" to choose, TEST_JOBS=8'
+	@echo '                 for eight processes'
+	@echo 'make test-all    also those marked thorough: browsers, network cameras, Ray, CUDA builds,'
+	@echo '                 whole trainings, kills, soak and fuzzing'
 	@echo 'make lint        ruff and mypy'
 	@echo 'make bench       speed, memory and latency of the whole stream, then of the two ops (these need torch)'
 	@echo 'make bench-ops   the ops at all sizes: with an NVIDIA GPU, nvcc and torch for CUDA our kernels'

@@ -27,12 +27,15 @@ def pytest_configure() -> None:
             )
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``gpu`` skip where there is none; those that compile CUDA have time to."""
+    """Tests marked ``gpu`` skip where there is none; those that compile CUDA are thorough, and have
+    time to."""
     for item in items:
-        compiles = "cuda_build" in getattr(item, "fixturenames", ())
-        if compiles and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(1200))
+        if "cuda_build" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.thorough)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(1200))
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if not wanting:
         return

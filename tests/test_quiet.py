@@ -225,6 +225,7 @@ def leave_no_trace(
     assert outside == set()
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("module", QUICK)
 def test_a_command_calls_nobody_and_leaves_nothing_else(

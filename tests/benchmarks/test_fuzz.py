@@ -73,6 +73,7 @@ def seeds(sample_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> list[S
     return make_seeds([sample_clip], tmp_path_factory.mktemp("seeds"))
 
 
+@pytest.mark.thorough
 def test_the_clips_are_the_same_bytes_each_time(sample_clip: Path, tmp_path: Path) -> None:
     """Apart from H.264 and AAC: on a busy machine x264 and FFmpeg's AAC were seen to give other
     bytes in the first round of a process, which is why the results name each clip's hash."""
@@ -139,6 +140,7 @@ def worker() -> Iterator[Worker]:
     found.close()
 
 
+@pytest.mark.thorough
 def test_a_worker_that_dies_or_hangs_is_told_apart_and_replaced(
     worker: Worker, tmp_path: Path
 ) -> None:

@@ -62,6 +62,7 @@ def test_the_good_graph_is_an_onnx_model() -> None:
     assert found.metadata == {"msct.spec": "{}"}
 
 
+@pytest.mark.thorough
 @needs_atheris
 def test_branches_are_reached_and_nothing_is_found(tmp_path: Path) -> None:
     outcome = fuzz_readers.fuzz("onnx", 2, 1, tmp_path)

@@ -354,6 +354,7 @@ def drawn(result: dict[str, Any]) -> dict[str, str]:
     return draw(result)
 
 
+@pytest.mark.thorough
 class TestThePage:
     """Made from the JSON alone, on a machine that has matplotlib and jinja2."""
 

@@ -278,6 +278,7 @@ def test_counts_of_the_shipped_pair_hang_together(real_pair: Path) -> None:
     assert fp32["tensor_core_flops"] == 0 < fp16["tensor_core_flops"]
 
 
+@pytest.mark.thorough
 def test_the_command_says_prediction_and_writes_json_and_picture(
     real_pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -94,6 +94,7 @@ def test_somebody_elses_camera_is_not_restarted(capsys: pytest.CaptureFixture[st
     assert "--restart-at" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(180)
 def test_half_a_minute_with_a_restart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if reason := why_no_rtsp_server():

@@ -111,6 +111,7 @@ class TestMetering:
         assert metered.seconds > 0
         assert inner.closed
 
+    @pytest.mark.thorough
     def test_peak_memory_sees_an_allocation(self):
         before = environment.peak_memory_mb()
         block = np.ones(max(1, int(before)) * 1_000_000 // 8 + 10_000_000)  # touched: resident

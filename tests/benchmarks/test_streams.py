@@ -59,6 +59,7 @@ def test_a_paced_source_is_a_live_one_that_loops_in_real_time(clip: Path) -> Non
     assert all(c.captured_s == pytest.approx(start + 0.2 + c.t_s, abs=0.5) for _, c in chunks)
 
 
+@pytest.mark.thorough
 def test_a_trial_says_what_was_lost_and_how_late_verdicts_were(
     clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -308,6 +308,7 @@ def test_interruption_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.thorough
 def test_neither_torch_nor_the_trainer_is_needed(original: Path, tmp_path: Path) -> None:
     program = (
         "import sys\n"

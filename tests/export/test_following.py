@@ -125,6 +125,7 @@ class TestTheCheckOfAnotherForm:
             compare(ours, theirs, SPEC, names=NAMES)
 
 
+@pytest.mark.thorough
 def test_the_exported_graph_says_what_torch_says(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed (.[train])")
     from export import graphs

@@ -40,6 +40,7 @@ def script(path: Path, text: str) -> Path:
     return path
 
 
+@pytest.mark.thorough
 @needs_cmake
 class TestConfigure:
     def test_cuda_is_not_looked_for_unless_it_is_asked_for(self, tmp_path):

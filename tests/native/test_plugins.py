@@ -46,6 +46,7 @@ def output_of(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.thorough
 class TestLibrary:
     def test_it_shows_two_c_symbols_and_nothing_else(self, plugin_library_path):
         if not shutil.which("nm"):

@@ -136,6 +136,7 @@ class TestKernels:
         assert {kernel: archs for kernel, archs in compiled.items() if archs != expected} == {}
         assert set(cmake.facts(cuda_build)["architectures"]["built"]) == expected
 
+    @pytest.mark.thorough
     def test_nothing_spills_and_every_block_fits(self, usages, cuda_build, tmp_path, capsys):
         lowest = min(usage.architecture for usage in usages)
         threads: dict[str, int] = {}

@@ -18,7 +18,10 @@ from tests.native.simt import machine as simt
 from tests.native.simt.machine import DTYPES, Layout, Machine, rounded
 
 REASON = simt.why_not()
-pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
+pytestmark = [
+    pytest.mark.thorough,  # compiles the kernels for the CPU, several times
+    pytest.mark.skipif(REASON is not None, reason=REASON or ""),
+]
 
 HALVES = ("float16", "bfloat16")
 PRECISION = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # of one rounding

@@ -181,6 +181,7 @@ class TestFigures:
         )
 
 
+@pytest.mark.thorough
 class TestRuns:
     def job(self, noise: Path, output: Path, arm: str = "dca+sa", **changes) -> Job:
         return Job(arms.TABLE_2[arm], 0, 0, settings(noise, output, **changes))
@@ -245,6 +246,7 @@ class TestCommand:
         assert ablate.main([*words, "--output", str(tmp_path / "out")]) == 2
         assert "trainer.prepare" in capsys.readouterr().err
 
+    @pytest.mark.thorough
     def test_a_table_becomes_files_and_no_run_is_repeated(
         self, noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     ):

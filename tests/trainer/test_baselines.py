@@ -244,6 +244,7 @@ class TestRun:
         for name, value in whole.state_dict().items():
             assert torch.equal(value, again.state_dict()[name]), name
 
+    @pytest.mark.thorough
     def test_a_trace_in_the_picture_is_learnt(self, noise: Path, tmp_path: Path):
         config = BaselineConfig(
             "avoid-df", miniature=True, steps=30, batch=8, lr=1e-3, validate_every=15

@@ -20,6 +20,7 @@ from tests.trainer.prepared import write_noise_set
 from trainer.loop.distributed import Group, run_together
 
 pytestmark = [
+    pytest.mark.thorough,
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
     pytest.mark.timeout(700),
 ]

@@ -207,6 +207,7 @@ class TestCheckpoint:
         assert (folder / "report.html").is_file()
         assert (folder / "scores-trimmed.npz").is_file()
 
+    @pytest.mark.thorough
     def test_the_floor_is_printed_beside_the_model(
         self,
         tmp_path: Path,

@@ -145,6 +145,7 @@ class TestWindows:
 
 
 class TestRun:
+    @pytest.mark.thorough
     def test_a_stop_and_a_resume_give_the_weights_of_an_unbroken_run(
         self, noise: Path, tmp_path: Path
     ):
@@ -166,6 +167,7 @@ class TestRun:
         for name, value in whole.model.state_dict().items():
             assert torch.equal(value, second.model.state_dict()[name]), name
 
+    @pytest.mark.thorough
     def test_traces_in_the_noise_are_learnt_and_the_run_says_so(self, noise: Path, tmp_path: Path):
         config = dataclasses.replace(
             CONFIG, align_steps=0, joint_steps=90, batch=8, lr=3e-3, validate_every=30
@@ -202,6 +204,7 @@ class TestRun:
         with pytest.raises(UsageError, match="another set"):
             train(CONFIG, MODEL, PreparedSet(longer), tmp_path)
 
+    @pytest.mark.thorough
     def test_early_stopping_and_the_log_say_when(self, noise: Path, tmp_path: Path):
         config = dataclasses.replace(
             CONFIG, align_steps=0, joint_steps=40, lr=1e-9, validate_every=2, patience=2,
@@ -216,6 +219,7 @@ class TestRun:
         again = train(config, MODEL, PreparedSet(noise), tmp_path, resume=True)
         assert again == result  # a run that is over is not gone on with
 
+    @pytest.mark.thorough
     def test_the_last_step_is_kept_where_validation_is_not_to_choose(
         self, noise: Path, tmp_path: Path
     ):
@@ -228,6 +232,7 @@ class TestRun:
         result = train(config, MODEL, PreparedSet(noise), tmp_path, resume=False)
         assert result["step"] == 6  # the first was as good
 
+    @pytest.mark.thorough
     def test_fine_tuning_goes_on_from_a_checkpoint_of_the_same_model(
         self, noise: Path, tmp_path: Path
     ):
@@ -553,6 +558,7 @@ class TestCommand:
             s: list(splits.values()).count(s) for s in ("train", "val", "test")
         }
 
+    @pytest.mark.thorough
     def test_a_stop_before_the_run_began_is_resumed(self, tmp_path: Path, monkeypatch):
         """Clips were being forged: what is there is gone on with, and there is no run yet."""
         made = []
@@ -589,6 +595,7 @@ class TestCommand:
         assert main(["--data", str(folder), "--output", str(tmp_path / "run")]) == 2
         assert "--resume" in capsys.readouterr().err
 
+    @pytest.mark.thorough
     def test_the_recipe_and_its_overrides_reach_the_run(self, tmp_path: Path, capsys):
         folder = write_noise_set(tmp_path / "set", splits=SPLITS, tokens=35)
         options = "--recipe paper --preset msct-tiny --epochs 1 --batch 8 --window-tokens 30"

@@ -87,6 +87,7 @@ def test_training_clips_are_no_test(data: PreparedSet):
         floors(scored(data, "train"), data, features(data), rounds=5)
 
 
+@pytest.mark.thorough
 def test_the_report_shows_it(data: PreparedSet, tmp_path: Path):
     scores = scored(data)
     made = features(data)

@@ -258,6 +258,7 @@ class TestFiles:
         assert main(["--genuine", str(tmp_path), "--output", str(tmp_path / "out")]) == 1
         assert capsys.readouterr().err.count("\n") == 1
 
+    @pytest.mark.thorough
     def test_a_real_clip_becomes_the_four_categories(self, sample_clip: Path, tmp_path: Path):
         """The whole path on a real clip in two pieces; a second run changes nothing."""
         pytest.importorskip("pyworld", reason="needs the train extra: pip install '.[train]'")

@@ -88,6 +88,7 @@ class TestSelfBlend:
         moved = change(clip.frames, out)[(slice(None), *where)]
         assert moved.mean() > 3
 
+    @pytest.mark.thorough
     def test_the_leading_disturbance_is_from_the_strong_half_of_its_range(self):
         seen = set()
         for seed in range(30):

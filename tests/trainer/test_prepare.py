@@ -274,6 +274,7 @@ class TestResume:
         assert lines(tmp_path / "out") == size == 11
         assert (tmp_path / "out" / "index.json").read_bytes() == index
 
+    @pytest.mark.thorough
     def test_a_line_torn_by_a_kill_is_written_again(self, driver: Path, many: Path, tmp_path):
         assert run(driver, many, tmp_path / "out")[0] == 0
         before = contents(tmp_path / "out")
@@ -297,6 +298,7 @@ class TestResume:
         data = PreparedSet(output, protocol="all", lazy=False)
         assert {c.crops.shape[1] for c in data.clips} == {32}
 
+    @pytest.mark.thorough
     def test_a_stopped_run_leaves_no_index_that_does_not_fit(self, driver: Path, many, tmp_path):
         assert run(driver, many, tmp_path / "out")[0] == 0
         next((tmp_path / "out" / "arrays").rglob("*.npz")).unlink()
@@ -335,6 +337,7 @@ class TestMishaps:
         assert [r["file"] for r in index["clips"]] == ["a.mp4", "b.mp4"]
         assert index["dropped"] == {}
 
+    @pytest.mark.thorough
     def test_a_full_disk_is_one_line_and_nothing_is_half_written(
         self, driver: Path, many: Path, whole: Path, tmp_path: Path
     ):

@@ -96,6 +96,7 @@ def prepared(folder: Path, *, forged_silence: int, clips: int = 6) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 def test_numbers_of_the_genuine_clip_tell_nothing():
     """A regression that could memorise a clip would know all that was made from it."""
     result = probe(features(), rounds=20)
@@ -142,6 +143,7 @@ def test_two_people_are_too_few_to_go_across(tmp_path: Path, capsys: pytest.Capt
     assert "across people: fewer than 3 people" in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_a_leak_in_one_category_shows_there():
     made = features()
     mask = np.array([r["category"] == CATEGORIES[2] for r in made.rows])
@@ -180,6 +182,7 @@ def test_a_baseline_says_what_it_lacks():
         baseline_scores(made, genuine, files, LOG_MEL)
 
 
+@pytest.mark.thorough
 def test_the_command_reads_a_prepared_set_and_its_exit_code_tells(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

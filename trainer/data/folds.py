@@ -12,6 +12,11 @@ the same folds.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from runtime.interrupt import install
+
+    install()
+
 import itertools
 import json
 import sys

@@ -283,6 +283,7 @@ class TestWork:
         edit(pair / FUSION_FILE, change)
         assert "ONNX Runtime" in refused(pair, capfd)
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("when", ["opened", "run"])
     def test_work_without_end(
         self,

@@ -129,6 +129,7 @@ def test_the_file_holds_numbers_and_no_names(clip: Path, made: Path) -> None:
     assert not any(part in text for part in (clip.name, str(clip.parent), "embedding", "visual"))
 
 
+@pytest.mark.thorough
 def test_false_alarms_before_and_after(
     clip: Path, tmp_path: Path, model: dict[str, PairSpec], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,6 +152,7 @@ def test_false_alarms_before_and_after(
     assert {v["model_id"] for v in after} == {"mock-1"}
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("model")
 def test_a_constant_offset_is_compensated_from_the_first_window(tmp_path: Path) -> None:
     clip = talk(tmp_path / "late.mkv", late=3)

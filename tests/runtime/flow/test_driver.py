@@ -455,6 +455,7 @@ def test_without_time_to_spare_nothing_is_taken_up_again(
     assert [c.load for c in changes] == list(STEPS_DOWN[1:4])
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("_trackers")
 def test_files_beside_a_live_stream_use_what_it_leaves() -> None:
     """On the real clock and with real threads."""

@@ -63,6 +63,7 @@ def reasons(verdicts: list[Verdict], start_s: float, end_s: float) -> set[str]:
 # What does not come
 
 
+@pytest.mark.thorough
 def test_windows_of_an_outage_abstain_while_it_lasts() -> None:
     start = time.monotonic()
     seen: list[tuple[float, Verdict]] = []
@@ -89,6 +90,7 @@ def test_windows_of_an_outage_abstain_while_it_lasts() -> None:
     assert result.drops == {"decode_error": 2}
 
 
+@pytest.mark.thorough
 def test_sound_that_drops_out_is_no_audio_and_does_not_hold_verdicts_up() -> None:
     start = time.monotonic()
 
@@ -105,6 +107,7 @@ def test_sound_that_drops_out_is_no_audio_and_does_not_hold_verdicts_up() -> Non
     assert str(kept.verdicts[-1].reason) == "None"
 
 
+@pytest.mark.thorough
 def test_a_live_source_with_sound_that_never_comes() -> None:
     start = time.monotonic()
     kept = Collector()
@@ -189,6 +192,7 @@ def test_a_short_run_has_no_slope() -> None:
     assert report.slope_ms_per_min is None
 
 
+@pytest.mark.thorough
 def test_lag_offset_and_clocks_of_a_live_run_are_in_the_summary() -> None:
     source = ScriptedLive(real_time(range(100), time.monotonic()))
     source.clock = ClockReport(drift_ppm=12.0, jitter_ms=0.4)

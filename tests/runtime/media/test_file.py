@@ -492,12 +492,17 @@ def test_a_frame_is_gone_with_its_chunk(tmp_path: Path, rotation: int) -> None:
     if rotation and not hasattr(av.VideoStream, "set_display_rotation"):
         pytest.skip("this PyAV cannot write a rotation")
     path = write_clip(tmp_path / "c.mp4", seconds=2.0, rotation=rotation)
+
+    def frames() -> int:
+        return sum(type(o) is av.VideoFrame for o in gc.get_objects())
+
     gc.collect()
     gc.disable()
+    before = frames()  # of other tests
     try:
         with FileSource(path) as source:
             pictures = sum(c.frame.size > 0 for c in source if isinstance(c, VideoChunk))
-            alive = sum(type(o) is av.VideoFrame for o in gc.get_objects())
+            alive = frames() - before
     finally:
         gc.enable()
     assert pictures == 50

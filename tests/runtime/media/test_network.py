@@ -88,6 +88,7 @@ def test_an_address_in_capitals_is_opened(tmp_path: Path) -> None:
             assert source.info.has_video
 
 
+@pytest.mark.thorough
 def test_a_server_that_goes_and_comes_back(tmp_path: Path) -> None:
     body = ts(tmp_path)
     notes: list[str] = []
@@ -126,6 +127,7 @@ def test_a_stall_is_noticed_and_the_connection_made_again(tmp_path: Path) -> Non
     assert "nothing came for 0.5 s" in source.warnings[0]
 
 
+@pytest.mark.thorough
 def test_the_gap_of_an_outage_is_what_passed_on_the_wall(tmp_path: Path) -> None:
     """The picture's time goes on where the wall clock is, not where the timestamps are."""
     body = ts(tmp_path)
@@ -155,6 +157,7 @@ def test_resolution_and_timestamps_that_change_within_a_connection(tmp_path: Pat
     assert source.drops["timestamp"] > 0
 
 
+@pytest.mark.thorough
 def test_resolution_that_changes_with_the_connection(tmp_path: Path) -> None:
     responses = [
         Response(ts(tmp_path), over_s=2), Response(ts(tmp_path, size=(320, 240)), hang=True)
@@ -165,6 +168,7 @@ def test_resolution_that_changes_with_the_connection(tmp_path: Path) -> None:
     assert source.info.width == 160  # what it was when the stream was opened
 
 
+@pytest.mark.thorough
 def test_sound_that_drops_out_leaves_the_picture(tmp_path: Path) -> None:
     responses = [
         Response(ts(tmp_path), over_s=2),
@@ -181,6 +185,7 @@ def test_sound_that_drops_out_leaves_the_picture(tmp_path: Path) -> None:
     assert sound[-1] > silent[-1]
 
 
+@pytest.mark.thorough
 def test_damaged_packets_are_counted_and_passed_over(tmp_path: Path) -> None:
     body = bytearray(ts(tmp_path, seconds=4.0))
     for at in range(len(body) // 3, len(body) // 2, 401):
@@ -237,6 +242,7 @@ def test_what_builds_on_what_was_lost_is_left_out(tmp_path: Path) -> None:
     assert max(b - a for a, b in itertools.pairwise(pictures)) > 0.4
 
 
+@pytest.mark.thorough
 def test_sound_at_a_rate_that_cannot_be_is_dropped_and_counted(tmp_path: Path) -> None:
     """At 1 Hz each second of work would become hours of sound."""
     body = bytearray(write_clip(tmp_path / "slow.wav", seconds=1.0, video=False).read_bytes())
@@ -303,6 +309,7 @@ def test_a_recording_without_a_duration_is_read_once_and_whole(
     assert len(source.warnings) == len(said)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("framing", [{}, {"chunked": True, "cut": True}], ids=["closed", "chunked"])
 def test_a_camera_that_broke_off_is_connected_to_again(
     framing: dict[str, bool], tmp_path: Path
@@ -324,6 +331,7 @@ def test_a_chunked_body_that_ended_whole_is_over_also_at_a_cameras_pace(tmp_path
     assert (source.outages, source.warnings) == (0, [])
 
 
+@pytest.mark.thorough
 def test_what_was_a_camera_once_is_none_less_when_it_sends_what_it_kept(tmp_path: Path) -> None:
     body = ts(tmp_path)
     responses = [Response(body, over_s=2), Response(body), Response(body, hang=True)]
@@ -377,6 +385,7 @@ def test_a_redirect_to_a_local_file_is_refused(tmp_path: Path) -> None:
 # Ends
 
 
+@pytest.mark.thorough
 def test_close_from_another_thread_ends_a_read_that_hangs(tmp_path: Path) -> None:
     with http_server([Response(ts(tmp_path), hang=True)]) as url:
         source = NetworkSource(url, stall_s=8.0)
@@ -476,6 +485,7 @@ def rtsp_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clip(path, seconds=20, codec="libx264", gop=25)
 
 
+@pytest.mark.thorough
 def test_an_rtsp_server_that_is_killed_and_restarted(rtsp_clip: Path, record_property: Any) -> None:
     """Recovery within 5 s of the server's return, on a clock that goes on as the wall's does."""
     server = RtspServer(rtsp_clip)
@@ -503,6 +513,7 @@ def test_an_rtsp_server_that_is_killed_and_restarted(rtsp_clip: Path, record_pro
     assert t1 - t0 == pytest.approx(at1 - at0, abs=0.5)
 
 
+@pytest.mark.thorough
 def test_a_camera_with_few_key_pictures_is_waited_for(tmp_path: Path) -> None:
     """What was read to find out what it is holds the first key picture, and is not kept."""
     if reason := why_no_rtsp_server():
@@ -550,6 +561,7 @@ def wait_for_pictures(feed: Feed, n: int) -> list[tuple[float, float]]:
     return found
 
 
+@pytest.mark.thorough
 def test_a_machine_that_is_too_slow_leaves_pictures_out_and_does_not_fall_behind(
     rtsp_clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -188,6 +188,7 @@ class TestTheTable:
 
 
 class TestResuming:
+    @pytest.mark.thorough
     @pytest.mark.parametrize("after", [0, 1, 3, 4])
     def test_killed_and_resumed_equals_a_run_without_the_kill(
         self, after: int, folder: Path, tmp_path: Path, mocked: dict[str, Any]
@@ -211,6 +212,7 @@ class TestResuming:
         assert run(folder, "--output", tmp_path / "out.parquet") == 130
         assert "2 of 5 clips are kept" in capfd.readouterr().err
 
+    @pytest.mark.thorough
     def test_a_finished_scan_again_scores_nothing(
         self, folder: Path, tmp_path: Path, mocked: dict[str, Any]
     ) -> None:
@@ -221,6 +223,7 @@ class TestResuming:
         assert mocked["scored"] == []
         assert pq.read_table(tmp_path / "out.parquet").equals(before)
 
+    @pytest.mark.thorough
     @pytest.mark.usefixtures("mocked")
     def test_tracks_are_chosen_and_results_of_other_tracks_are_refused(
         self, tmp_path: Path, capfd: pytest.CaptureFixture[str]

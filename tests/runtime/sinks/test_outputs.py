@@ -51,6 +51,7 @@ def names(folder: Path) -> list[str]:
     return sorted(f.name for f in folder.iterdir())
 
 
+@pytest.mark.thorough
 def test_a_video_and_a_report_in_a_folder_are_named_after_the_source(
     clip: Path, tmp_path: Path
 ) -> None:

@@ -104,6 +104,7 @@ def test_the_strip_shows_the_last_seconds_with_now_at_the_right() -> None:
     assert extent(real)[2] == pytest.approx(x0, abs=2)
 
 
+@pytest.mark.thorough
 def test_what_is_older_than_the_strip_is_forgotten() -> None:
     overlay = Overlay(720, 540, 0.2)
     for i in range(1000):

@@ -261,6 +261,7 @@ def test_what_cannot_be_of_the_sound_is_refused_and_the_model_s_is_written(
     assert loudness(tmp_path / "out.mp4")[1] == 16_000
 
 
+@pytest.mark.thorough
 def test_the_sound_of_a_real_clip_is_the_same_to_the_bit(grid_clip: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.mp4"
     assert save(grid_clip, target) == []
@@ -269,6 +270,7 @@ def test_the_sound_of_a_real_clip_is_the_same_to_the_bit(grid_clip: Path, tmp_pa
     assert len(before) > 100
 
 
+@pytest.mark.thorough
 def test_sound_that_starts_late_still_starts_late(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mkv", sound_starts_ms=480)
     save(clip, tmp_path / "out.mp4")

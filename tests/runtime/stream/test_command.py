@@ -78,6 +78,7 @@ def test_a_file_gives_a_timeline_and_a_summary(
         assert part in out
 
 
+@pytest.mark.thorough
 def test_of_several_tracks_the_default_one_is_judged_and_one_can_choose(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -177,6 +177,7 @@ def test_the_answer_is_as_declared_whatever_else_is_in_the_request(
     assert not errors.new()
 
 
+@pytest.mark.thorough
 @quickly
 @given(st.sampled_from(METHODS), ODD_PATHS, QUERY, ANYTHING, BODY)
 @example("GET", "/healthz", "", [("Origin", "http://[")], b"")

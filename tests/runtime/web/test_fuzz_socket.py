@@ -265,6 +265,7 @@ def damaged_offers(draw: st.DrawFn) -> str:
     return "\r\n".join(lines) + "\r\n"
 
 
+@pytest.mark.thorough
 def test_damaged_offers_are_answered_or_refused_and_leave_nothing(
     server: WebServer, errors: Errors
 ) -> None:

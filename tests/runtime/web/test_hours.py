@@ -24,6 +24,7 @@ from runtime.web.rtc import _to_rgb
 from runtime.web.sink import WebSink
 from tests.runtime.doubles import SPEC, MockBackend
 
+pytestmark = pytest.mark.thorough
 HOP = 5  # pictures from one window to the next
 KEPT = 100  # verdicts and latencies by the page, instead of thousands
 FULL = HOP * 4 * KEPT  # pictures after which whatever is kept is full
@@ -98,7 +99,6 @@ def hours(monkeypatch: pytest.MonkeyPatch) -> Hours:
     return Hours()
 
 
-@pytest.mark.thorough
 def test_what_is_kept_of_a_browser_does_not_grow(hours: Hours) -> None:
     hours.send(FULL)
     before, _ = counted()
@@ -110,7 +110,6 @@ def test_what_is_kept_of_a_browser_does_not_grow(hours: Hours) -> None:
     assert hours.source.damaged == 0
 
 
-@pytest.mark.thorough
 def test_a_leak_would_be_seen(hours: Hours) -> None:
     hours.send(500)
     before, _ = counted()

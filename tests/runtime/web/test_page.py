@@ -36,7 +36,10 @@ from tests.runtime.web.serving import TOKEN, abstention, picture, served, verdic
 REPOSITORY = Path(__file__).resolve().parents[3]
 ARTEFACTS = Path(os.environ.get("MSCT_ARTEFACTS", REPOSITORY / "build" / "page"))
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
+]
 
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
@@ -269,7 +272,6 @@ def test_when_the_program_ends_the_page_says_so_and_keeps_what_it_has(
         browser.close()
 
 
-@pytest.mark.thorough
 def test_a_connection_that_is_lost_is_made_again_by_the_page_itself(
     playwright: Any, tmp_path: Path
 ) -> None:
@@ -300,7 +302,6 @@ def test_a_connection_that_is_lost_is_made_again_by_the_page_itself(
     assert not browser.trouble
 
 
-@pytest.mark.thorough
 def test_the_camera_of_a_browser_is_judged(
     playwright: Any, tmp_path: Path, grid_clip: Path, real_pair: Path
 ) -> None:

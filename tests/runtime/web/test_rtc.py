@@ -41,6 +41,7 @@ from runtime.web.server import WebServer
 from runtime.web.sink import WebSink
 from tests.runtime.web.serving import get, served
 
+pytestmark = pytest.mark.thorough
 REPOSITORY = Path(__file__).resolve().parents[3]
 LATE_S = 0.7  # the sound track's start
 RATE_HZ = 48_000
@@ -293,7 +294,6 @@ def test_when_the_program_has_ended_the_page_lets_go_of_the_camera() -> None:
         assert server.desk.status == "ended"
 
 
-@pytest.mark.thorough
 def test_ten_reopenings_leave_no_peer_task_thread_or_handle() -> None:
     from tests.runtime.web.test_fuzz_socket import kept
 
@@ -346,7 +346,6 @@ def test_a_browser_whose_media_never_comes_is_told_so_and_another_may_try(
         assert server.desk.status == "waiting"
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("end", ["Ctrl-C", "Stop on the page", "Ctrl-C after the tab"])
 def test_the_command_ends_at_once_while_a_browser_sends_or_is_waited_for(
     end: str, real_pair: Path, record_property: Any

@@ -162,6 +162,7 @@ def test_a_decoder_that_hangs_is_not_waited_for(clip: Path) -> None:
     assert time.monotonic() - started < 30
 
 
+@pytest.mark.thorough
 def test_time_that_the_judge_takes_does_not_count(clip: Path) -> None:
     with IsolatedFile(clip, stall_s=2.0) as source:
         chunks = iter(source)
