@@ -332,6 +332,16 @@ class TestOneOfEach:
         }
         assert sorted(found) == homes
 
+    def test_tests_of_the_runtime_sleep_in_one_place(self) -> None:
+        """Programs that they write, and start, may."""
+        found = {
+            str(path.relative_to(ROOT))
+            for path in sorted((ROOT / "tests" / "runtime").rglob("*.py"))
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("time.sleep", "sleep")
+        }
+        assert found == set()
+
     def test_the_samples_of_a_token_are_the_specs(self) -> None:
         """640 is a number in the code where a picture has that width, and nowhere else."""
         found = {

@@ -11,8 +11,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import pytest
 
 from tests.runtime.clips import write_clip
 from tests.runtime.live_server import Response, http_server
+from tests.waiting import pause, wait_for
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -32,15 +32,6 @@ COMMANDS = sorted(
     for path in (REPOSITORY / package).rglob("*.py")
     if re.search(r'^if __name__ == "__main__":\n    leave\(', path.read_text(), re.MULTILINE)
 )
-
-
-def wait_for(seen: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        if found := seen():
-            return found
-        time.sleep(0.01)
-    raise AssertionError(f"never seen: {what}")
 
 
 def python(program: str, *arguments: object, **options: Any) -> subprocess.Popen[str]:
@@ -233,7 +224,7 @@ def test_a_program_that_would_begin_while_all_are_being_ended_does_not(tmp_path:
     ready(process)
     process.send_signal(signal.SIGTERM)
     assert end_of(process) == (130, "interrupted\n")
-    time.sleep(0.3)  # what began would be seen by now
+    pause(0.3)  # what began would be seen by now
     assert not begun.exists()
 
 

@@ -21,9 +21,9 @@ from tests.runtime.test_interrupt import (
     end_of,
     gone,
     importing,
-    wait_for,
 )
 from tests.trainer.prepared import write_noise_set
+from tests.waiting import wait_for
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="children are read from /proc")
 

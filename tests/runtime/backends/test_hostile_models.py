@@ -27,6 +27,7 @@ from runtime.errors import EXIT_ERROR, ModelError  # noqa: E402
 from runtime.files import read_bounded  # noqa: E402
 from runtime.spec import FRAME_ENCODER_FILE, FUSION_FILE  # noqa: E402
 from tests.export import synthetic  # noqa: E402
+from tests.waiting import patient  # noqa: E402
 
 MAX_GROWTH_MB = 400.0  # of what was resident; every model here asks for gigabytes
 Change = Callable[[Any], None]
@@ -211,7 +212,7 @@ class TestFiles:
             file.truncate(200 << 30)
         start = time.monotonic()
         assert "larger than" in refused(pair, capfd)
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < patient(10)
 
     @pytest.mark.parametrize("name", [FUSION_FILE, MANIFEST_FILE])
     def test_a_pipe_is_not_waited_for(
@@ -314,5 +315,5 @@ class TestWork:
         edit(pair / FUSION_FILE, change)
         start = time.monotonic()
         said = refused(pair, capfd)
-        assert time.monotonic() - start < 30
+        assert time.monotonic() - start < patient(30)
         assert "terminate" in said

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +38,7 @@ from tests.runtime.doubles import (
     speech,
     with_calibration,
 )
+from tests.waiting import pause
 
 RATE = 0.2  # needs 4 blocks of 4 s
 SECONDS = 17
@@ -370,7 +370,7 @@ def test_sigint_in_a_real_run_leaves_nothing(
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("model ")  # it reads the first clip now
-        time.sleep(1.0)
+        pause(1.0)
         os.kill(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert (process.returncode, err.strip()) == (130, "interrupted")

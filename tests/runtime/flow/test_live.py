@@ -30,6 +30,7 @@ from tests.runtime.clips import write_clip
 from tests.runtime.doubles import MockBackend, MockTracker, picture, speech
 from tests.runtime.live_server import Response, http_server
 from tests.runtime.media.test_feed import ScriptedLive, both
+from tests.waiting import pause, wait_for
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SOUND = speech(600)
@@ -46,7 +47,7 @@ def real_time(
     """Pictures and sound of these tokens, each when its time has come."""
     for t in tokens:
         due = start_s + t / 25 / speed
-        time.sleep(max(0.0, due - time.monotonic()))
+        pause(due - time.monotonic())
         if video:
             yield VideoChunk(t / 25, lambda t=t: picture(t), captured_s=due)
         if audio:
@@ -261,12 +262,7 @@ def start(url: str, jsonl: Path, *, limit_bytes: int = 0) -> subprocess.Popen[st
 
 
 def wait_for_lines(path: Path, n: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if path.exists() and path.read_text().count("\n") >= n:
-            return
-        time.sleep(0.02)
-    raise AssertionError("no verdicts")
+    wait_for(lambda: path.exists() and path.read_text().count("\n") >= n, "verdicts")
 
 
 def whole_lines(path: Path) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from runtime.flow.session import Session
 from runtime.media import AudioChunk, Chunk, ClockReport, LiveSource, MediaInfo, VideoChunk
 from runtime.media.feed import MAX_PICTURES, MIN_PICTURES, Feed
 from tests.runtime.doubles import MockBackend, MockTracker, picture, speech
+from tests.waiting import patient, pause, wait_for
 
 INFO = MediaInfo("door", True, True, 64, 48, 25.0, None)
 
@@ -101,10 +102,8 @@ def test_a_file_arrives_whole_and_in_order_through_a_small_queue() -> None:
 def test_a_file_waits_for_its_reader() -> None:
     source = Scripted(pictures(100))
     with Feed(source, max_pictures=4) as feed:
-        deadline = time.monotonic() + 5
-        while feed.waiting < 4 and time.monotonic() < deadline:
-            time.sleep(0.001)
-        time.sleep(0.05)
+        wait_for(lambda: feed.waiting == 4, "a full queue")
+        pause(0.05)
         assert feed.waiting == 4
         assert source.given == 5  # one more is in the thread's hands
         assert feed.get(1.0) is not None
@@ -184,7 +183,7 @@ def test_get_gives_up_after_its_timeout() -> None:
     with Feed(Scripted(script())) as feed:
         start = time.monotonic()
         assert feed.get(0.05) is None
-        assert 0.04 < time.monotonic() - start < 2
+        assert 0.04 < time.monotonic() - start < patient(2)
         assert not feed.ended
         release.set()
         assert feed.get(5.0) is not None
@@ -212,7 +211,7 @@ def test_a_modality_that_falls_silent_is_noticed_after_the_sources_patience() ->
         yield VideoChunk(0.0, lambda: picture(0), captured_s=now)
         yield AudioChunk(0.0, np.zeros(640, np.float32), captured_s=now)
         for _ in range(100):
-            time.sleep(0.01)
+            pause(0.01)
             t = time.monotonic() - now
             yield VideoChunk(t, lambda: picture(0), captured_s=now + t)
 

@@ -20,6 +20,7 @@ from runtime.media.joined import JoinedSource
 from runtime.media.microphone import MicrophoneSource, find_device
 from tests.runtime.doubles import picture
 from tests.runtime.media.test_feed import ScriptedLive
+from tests.waiting import pause
 
 DEVICE_HZ = 48_000
 BLOCK = 960
@@ -188,7 +189,7 @@ def camera(seconds: float, start_s: float = 0.0) -> Iterator[Chunk]:
     """25 pictures a second, on the monotonic clock."""
     start = time.monotonic()
     for i in range(round(seconds * 25)):
-        time.sleep(max(0.0, start + i / 25 - time.monotonic()))
+        pause(start + i / 25 - time.monotonic())
         yield VideoChunk(start_s + i / 25, lambda: picture(0), captured_s=start + i / 25)
 
 

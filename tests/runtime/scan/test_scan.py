@@ -35,6 +35,7 @@ from runtime.scan.journal import Journal
 from runtime.scan.table import COLUMNS, write_tables
 from tests.runtime.clips import Extra, write_clip, write_tracks
 from tests.runtime.doubles import SPEC, MockBackend, MockTracker, speech
+from tests.waiting import patient, wait_for
 
 pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed (extra scan)")
 
@@ -424,7 +425,7 @@ class TestTheClustersAddress:
             start = time.monotonic()
             with pytest.raises(UserError, match="does not answer"):
                 scan._check_address(f"127.0.0.1:{free.getsockname()[1]}")
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < patient(10)
 
     def test_where_something_listens_ray_is_asked(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
@@ -595,8 +596,7 @@ class TestWithRay:
         _, whole, _ = on_a_cluster
         killed = tmp_path / "killed.parquet"
         process = command(plain_clips, killed)
-        while journal_lines(killed) < 3 and process.poll() is None:
-            time.sleep(0.02)
+        wait_for(lambda: journal_lines(killed) >= 3 or process.poll() is not None, "three rows")
         family = psutil.Process(process.pid).children(recursive=True)
         listening = {
             connection.laddr.ip

@@ -24,6 +24,7 @@ from tests.runtime.doubles import MockBackend, MockTracker
 from tests.runtime.flow.test_run import Kept, Live, Watching
 from tests.runtime.judging.test_verdict import verdict
 from tests.runtime.sinks.test_terminal import summary
+from tests.waiting import patient, pause
 
 
 @pytest.fixture
@@ -117,7 +118,7 @@ def test_a_hanging_sink_does_not_stall_a_live_stream(
     start = time.perf_counter()
     result = run(Live(100), MockBackend(), sinks=[made, kept])
     made.worker.close(drain_s=0.1)
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < patient(5)
     assert len(kept.verdicts) == result.stats.verdicts == 11
     assert hanging.verdicts == []
     (note,) = made.worker.notes()
@@ -130,7 +131,7 @@ def test_a_hanging_sink_does_not_stall_a_live_stream(
 def test_what_a_slow_sink_cannot_take_is_counted() -> None:
     class Slow(Kept):
         def write(self, verdict: Verdict) -> None:
-            time.sleep(0.02)
+            pause(0.02)
             super().write(verdict)
 
     slow = Slow()
@@ -148,7 +149,7 @@ def test_what_a_slow_sink_cannot_take_is_counted() -> None:
 def test_a_file_waits_for_a_slow_sink_and_loses_nothing() -> None:
     class Slow(Kept):
         def write(self, verdict: Verdict) -> None:
-            time.sleep(0.01)
+            pause(0.01)
             super().write(verdict)
 
     slow = Slow()
@@ -169,7 +170,7 @@ def test_a_file_does_not_wait_for_ever(gate: threading.Event) -> None:
     assert hanging.reached.wait(5)
     for _ in range(50):
         made.write(verdict())
-    assert 0.2 <= time.perf_counter() - start < 2  # waited once, not fifty times
+    assert 0.2 <= time.perf_counter() - start < patient(2)  # waited once, not fifty times
     assert told == ["--output: took nothing for 0.2 s: switched off"]
     assert made.worker.lost["verdict", "switched off"] == 51
 
@@ -257,7 +258,7 @@ def test_abandoning_waits_for_nothing(gate: threading.Event) -> None:
     assert hanging.reached.wait(5)
     start = time.perf_counter()
     made.worker.abandon()
-    assert time.perf_counter() - start < 5  # DRAIN_S is 20
+    assert time.perf_counter() - start < patient(5)  # DRAIN_S is 20
 
 
 def test_a_sink_that_never_got_anything_starts_no_thread() -> None:

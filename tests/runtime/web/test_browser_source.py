@@ -22,6 +22,7 @@ from runtime.web.browser import (
     Incoming,
     SharedClock,
 )
+from tests.waiting import patient, pause, wait_for
 
 BOTH = frozenset(["video", "audio"])
 RATE_HZ = 16_000
@@ -213,7 +214,7 @@ class TestDesk:
         start = time.monotonic()
         with pytest.raises(MediaError, match="before a browser"):
             BrowserSource(desk)
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < patient(2)
 
 
 class Visit(threading.Thread):
@@ -229,13 +230,11 @@ class Visit(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        while self.desk.claim() is not None:
-            time.sleep(0.005)
+        wait_for(lambda: self.desk.claim() is None, "a free desk")
         if "video" in self.incoming.kinds:
             self.incoming.video(0.0, (64, 48), frame)
         self.desk.deliver(self.incoming)
-        while self.incoming._stream is None:  # the pipeline is not ready
-            time.sleep(0.005)
+        wait_for(lambda: self.incoming._stream is not None, "a pipeline that is ready")
         for i in range(round(self.seconds * 25)):
             if "video" in self.incoming.kinds:
                 self.incoming.video(1 + i / 25, (64, 48), frame)
@@ -333,7 +332,7 @@ class TestBrowserSource:
             start_s = time.monotonic()
             source.close()
             reader.join(10)
-            assert time.monotonic() - start_s < 2
+            assert time.monotonic() - start_s < patient(2)
         assert not any("ended" in line for line in source.warnings)
         assert "ended" in (desk.claim() or "")
 
@@ -343,11 +342,11 @@ class TestBrowserSource:
             chunks = iter(source)
             for _ in range(10):
                 next(chunks)
-            while desk.claim() is not None:  # the second one begins, and takes longer
-                time.sleep(0.005)
+            # The second one begins, and takes longer.
+            wait_for(lambda: desk.claim() is None, "a free desk")
 
             def late() -> None:
-                time.sleep(0.8)
+                pause(0.8)
                 desk.give_up()
                 Visit(desk, seconds=0.2)
 

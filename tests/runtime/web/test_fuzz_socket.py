@@ -37,6 +37,7 @@ from runtime.web.server import MAX_MESSAGE_BYTES, WebServer
 from runtime.web.viewer import Jpegs, Viewer
 from tests.runtime.web.serving import TOKEN, ask, closing, confirm, get, served, turn, viewer
 from tests.runtime.web.test_fuzz_http import ELSEWHERE, FORGED, Errors
+from tests.waiting import patient, wait_for
 
 quickly = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -78,18 +79,11 @@ def kept(server: WebServer) -> dict[str, int]:
 
 @contextlib.contextmanager
 def nothing_kept(server: WebServer) -> Iterator[None]:
-    """Inside the same is kept as before, as soon as the clients have gone (10 s at most)."""
+    """Inside the same is kept as before, as soon as the clients have gone."""
     assert get(server, "/healthz")[0] == 200  # whatever a first request makes is there
     before = kept(server)
     yield
-    deadline = time.monotonic() + 10
-    while True:
-        after = kept(server)
-        more = {name: n for name, n in after.items() if n > before[name]}
-        if not more or time.monotonic() > deadline:
-            break
-        time.sleep(0.1)
-    assert not more, before
+    wait_for(lambda: not any(n > before[name] for name, n in kept(server).items()), f"{before}")
     assert server.desk.status == "waiting"
     with viewer(server) as next_one:
         assert turn(next_one)[0]["type"] == "turn"
@@ -284,10 +278,8 @@ def test_damaged_offers_are_answered_or_refused_and_leave_nothing(
             outcomes["sdp" if "sdp" in said[0] else "error"] += 1
             if hang_up:
                 page.send(json.dumps({"type": "hang_up"}))
-        deadline = time.monotonic() + 10  # the next browser gets in when this one has gone
-        while server.desk.status != "waiting" and time.monotonic() < deadline:
-            time.sleep(0.005)
-        assert server.desk.status == "waiting"
+        # The next browser gets in when this one has gone.
+        wait_for(lambda: server.desk.status == "waiting", "a free desk")
         # aiortc's own task, where its connection was closed before that task got to run.
         assert not [e for e in errors.new() if "RTCIceTransport is closed" not in e]
 
@@ -316,7 +308,9 @@ def test_an_offer_of_many_cameras_is_refused_at_once(server: WebServer) -> None:
             start = time.monotonic()
             page.send(json.dumps({"type": "offer", "sdp": sdp}))
             (said,) = answers(page, 1)
-            assert time.monotonic() - start < 2, "milliseconds, and what a busy machine adds"
+            assert time.monotonic() - start < patient(2), (
+                "milliseconds, and what a busy machine adds"
+            )
         assert "one camera" in said["error"]
     assert sum(line.startswith("m=") for line in LINES) == MAX_SECTIONS, "a genuine one has as many"
 
@@ -409,10 +403,10 @@ def test_a_page_too_many_is_told_so_and_gets_in_when_another_has_gone() -> None:
             assert closing(one_too_many) == 1013
         assert get(server, "/healthz")[0] == 200
         first.close()
-        deadline = time.monotonic() + 10  # the server notices in its own time
-        while True:
+
+        def gets_in() -> bool:
             with contextlib.suppress(ConnectionClosed), viewer(server) as page:
-                assert turn(page)[0]["turn"] == 1
-                break
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+                return bool(turn(page)[0]["turn"] == 1)
+            return False
+
+        wait_for(gets_in, "room for one more")  # the server notices in its own time
