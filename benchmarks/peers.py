@@ -106,7 +106,7 @@ class Ways:
             return p_fake(out.logits_av[0].numpy())
 
     def whole(self, i: int) -> float:
-        from runtime.flow.session import score_window
+        from runtime.flow.windows import score_window
 
         window = self.windows[i]
         return p_fake(score_window(self._backend, window.frames, window.audio).logits_av[0])

@@ -37,7 +37,7 @@ from benchmarks.latency.distribution import distribution
 from benchmarks.stream.paced import PacedSource
 from runtime.backends import Backend
 from runtime.errors import UserError
-from runtime.flow.session import WindowTimes
+from runtime.flow.summary import WindowTimes
 from runtime.judging.verdict import Label, Verdict
 
 STAGES = (

@@ -183,7 +183,7 @@ def compare_cache(backend: Backend) -> tuple[float, float]:
     With it: a hop's new frames are encoded and the window fused; without: all its frames are.
     The two alternate, so that both see the same machine; what the pictures show is no matter.
     """
-    from runtime.flow.session import score_window
+    from runtime.flow.windows import score_window
 
     spec, rng = backend.spec, np.random.default_rng(0)
     tokens, hop, side = spec.stream.window_tokens, spec.stream.hop_tokens, spec.face.crop_px

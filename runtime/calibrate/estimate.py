@@ -37,7 +37,7 @@ from runtime.backends.base import Backend
 from runtime.calibrate import conformal
 from runtime.calibrate.site import Offset, SiteCalibration, Threshold
 from runtime.errors import UserError
-from runtime.flow.session import WindowRecord
+from runtime.flow.windows import WindowRecord
 from runtime.judging.decision import Decision, Judgement
 from runtime.judging.offset import clarity, lag_peak
 from runtime.judging.verdict import Label, Reason

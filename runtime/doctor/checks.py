@@ -226,7 +226,7 @@ def _test_run() -> str:
 
     from runtime.backends import load_backend
     from runtime.flow.driver import run
-    from runtime.flow.session import score_window
+    from runtime.flow.windows import score_window
     from runtime.media.file import FileSource
 
     with leftovers.folder() as folder, load_backend() as backend:

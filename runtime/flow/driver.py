@@ -32,7 +32,8 @@ from dataclasses import dataclass
 from runtime import interrupt as signals
 from runtime.backends.base import Backend
 from runtime.flow.model_calls import AnyReply, Request, Steps, serve
-from runtime.flow.session import FULL_LOAD, Load, OnJudged, OnScores
+from runtime.flow.pictures import FULL_LOAD, Load
+from runtime.flow.session import OnJudged, OnScores
 from runtime.flow.sink import Sink
 from runtime.flow.stream_run import StreamRun
 from runtime.flow.summary import Summary

@@ -17,8 +17,8 @@ from runtime.media import AudioChunk, Frame
 
 if TYPE_CHECKING:
     from runtime.faces import Face
-    from runtime.flow.session import WindowRecord
     from runtime.flow.summary import Summary
+    from runtime.flow.windows import WindowRecord
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from runtime.backends.base import Backend
 from runtime.errors import UsageError
 from runtime.faces import Face
 from runtime.flow.model_calls import Steps
-from runtime.flow.session import OnJudged, OnScores, Session, WindowRecord
+from runtime.flow.session import OnJudged, OnScores, Session
 from runtime.flow.sink import MediaSink, Picture, ScoresSink, Sink, StartSink
 from runtime.flow.summary import LagMeter, Summary
+from runtime.flow.windows import WindowRecord
 from runtime.judging.verdict import Verdict
 from runtime.media import (
     AudioChunk,

@@ -7,13 +7,16 @@ terminal, the page, the report and Prometheus show the same causes with the same
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
+from runtime.judging.decision import Judgement
 from runtime.judging.verdict import Label, Verdict
 from runtime.media import (
     ClockReport,
@@ -64,11 +67,42 @@ class Stats:
         )
     )
 
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """What is done inside counts among ``seconds``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start
+
+    def count(self, judged: Judgement) -> None:
+        self.verdicts += 1
+        self.labels[judged.label.value] += 1
+        if judged.reason is not None:
+            self.reasons[judged.reason.value] = self.reasons.get(judged.reason.value, 0) + 1
+
     @property
     def coverage(self) -> float:
         """Share of verdicts that are no abstention; 0 without any."""
         judged = self.verdicts - self.labels[Label.ABSTAIN.value]
         return judged / self.verdicts if self.verdicts else 0.0
+
+
+@dataclass(frozen=True)
+class WindowTimes:
+    """Where the time went from the arrival of a window's last evidence to its verdicts.
+
+    Only work of the push that completed the window counts: what was done before it came held
+    nobody up.  Several windows may become ready in one push; the later ones waited for the earlier.
+    """
+
+    t_end_s: float  # of the window, in stream seconds
+    judged_s: float  # when its verdicts were made, by time.perf_counter
+    waited_s: float | None  # from arrival to the push; None: nothing came, it ended or was overdue
+    block_s: float  # length of what came: 0 for a picture; sound arrives with its first sample
+    worked_s: float  # from the push to the verdicts
+    seconds: dict[str, float]  # of that by stage, as in Stats; the rest belongs to none of them
 
 
 @dataclass(frozen=True)

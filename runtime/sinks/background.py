@@ -27,8 +27,8 @@ from runtime.media import AudioChunk
 from runtime.naming import plain
 
 if TYPE_CHECKING:
-    from runtime.flow.session import WindowRecord
     from runtime.flow.summary import Summary
+    from runtime.flow.windows import WindowRecord
 
 MAX_ITEMS = 2000  # in the queue; verdicts of one face for 400 s
 MAX_PICTURE_BYTES = 64 << 20  # of the pictures in the queue; 23 of 1280x720

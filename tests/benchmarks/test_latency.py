@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-import runtime.flow.session
+import runtime.flow.pictures
 from benchmarks.environment import describe
 from benchmarks.latency import __main__ as latency
 from benchmarks.latency import capture as capture_latency
@@ -28,7 +28,7 @@ from benchmarks.latency.capture import STAGES, NoVerdictError, WindowLog
 from benchmarks.latency.power import Reading
 from benchmarks.latency.schema import SCHEMA_FILE, SchemaError, check
 from runtime.backends.base import Phases
-from runtime.flow.session import WindowTimes
+from runtime.flow.summary import WindowTimes
 from tests.runtime.clips import write_clip
 from tests.runtime.doubles import MockBackend, MockTracker
 
@@ -64,7 +64,7 @@ class MockMeter:
 def result(clip: Path) -> dict[str, Any]:
     """A whole result, measured on mocks: no face, no network, no device."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtime.flow.session, "FaceTracker", lambda spec: MockTracker())
+        patch.setattr(runtime.flow.pictures, "FaceTracker", lambda spec: MockTracker())
         patch.setattr(latency, "IDLE_S", 0.05)
         engine, _ = engine_latency.measure(
             MockBackend(), batches=[1, 3], warmup_ms=1, duration_s=0.2, iterations=5,
@@ -224,7 +224,7 @@ def test_a_live_run_is_split_by_stage(result: dict[str, Any]) -> None:
 def test_a_run_too_short_for_a_verdict_says_how_long_a_window_is(
     clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime.flow.session, "FaceTracker", lambda spec: MockTracker())
+    monkeypatch.setattr(runtime.flow.pictures, "FaceTracker", lambda spec: MockTracker())
     with pytest.raises(NoVerdictError, match="a window takes 2 s: give a longer --duration"):
         capture_latency.measure(
             MockBackend(), clip, duration_s=1.0, percentiles=[50], load_s=0, spawned_s=0

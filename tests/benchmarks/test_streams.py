@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import runtime.flow.session
+import runtime.flow.pictures
 from benchmarks.stream import __main__ as stream
 from benchmarks.stream import many as streams
 from benchmarks.stream.paced import PacedSource
@@ -63,7 +63,7 @@ def test_a_paced_source_is_a_live_one_that_loops_in_real_time(clip: Path) -> Non
 def test_a_trial_says_what_was_lost_and_how_late_verdicts_were(
     clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime.flow.session, "FaceTracker", lambda spec: MockTracker())
+    monkeypatch.setattr(runtime.flow.pictures, "FaceTracker", lambda spec: MockTracker())
     monkeypatch.setattr(streams, "WARM_UP_S", 0.0)
     trial = streams.measure(
         clip, 2, seconds=3.0, bound_ms=60_000, backend=MockBackend(), quiet=True

@@ -319,12 +319,12 @@ STREAM = """
     import sys
     from runtime import interrupt
     interrupt.install()
-    import runtime.flow.session
+    import runtime.flow.pictures
     from runtime import command
     from runtime.stream import __main__ as stream
     from tests.runtime.doubles import MockBackend, MockTracker
     command.load_backend = lambda *_: MockBackend()
-    runtime.flow.session.FaceTracker = lambda spec: MockTracker()
+    runtime.flow.pictures.FaceTracker = lambda spec: MockTracker()
     interrupt.leave(stream.main)
 """
 

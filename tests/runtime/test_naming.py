@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-import runtime.flow.session
+import runtime.flow.pictures
 from runtime import command, naming
 from runtime.address import public_text, without_secrets
 from runtime.calibrate import __main__ as calibrate
@@ -48,7 +48,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _mocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "load_backend", lambda *_: MockBackend())
-    monkeypatch.setattr(runtime.flow.session, "FaceTracker", lambda spec: MockTracker())
+    monkeypatch.setattr(runtime.flow.pictures, "FaceTracker", lambda spec: MockTracker())
     monkeypatch.setattr(terminal, "LOG_COLUMNS", 400)  # no path is broken between two lines
 
 

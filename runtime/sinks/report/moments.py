@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from runtime.flow.session import WindowRecord
+from runtime.flow.windows import WindowRecord
 from runtime.judging.verdict import Verdict
 
 SHOW, BLUR, NONE = FACES = ("show", "blur", "none")  # what becomes of faces in the report

@@ -20,8 +20,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.flow.session import WindowRecord
 from runtime.flow.summary import in_words, losses
+from runtime.flow.windows import WindowRecord
 from runtime.judging.offset import lag_peak
 from runtime.judging.verdict import MEANINGS, Label, Reason
 from runtime.logits import probability

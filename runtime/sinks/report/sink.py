@@ -20,8 +20,8 @@ import numpy as np
 from runtime.faces import Face
 from runtime.faces.align import align
 from runtime.files import PendingFile
-from runtime.flow.session import WindowRecord
 from runtime.flow.sink import Picture
+from runtime.flow.windows import WindowRecord
 from runtime.judging.verdict import Verdict
 from runtime.media import AudioChunk, Frame
 from runtime.optional import optional

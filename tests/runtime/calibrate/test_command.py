@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import runtime.flow.session
+import runtime.flow.pictures
 from benchmarks.site import Elsewhere
 from runtime import command
 from runtime.calibrate import __main__ as calibrate
@@ -69,7 +69,7 @@ def made(clip: Path) -> Path:
     output = clip.parent / "site.json"
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(command, "load_backend", lambda *_: MockBackend())
-        monkeypatch.setattr(runtime.flow.session, "FaceTracker", lambda spec: MockTracker())
+        monkeypatch.setattr(runtime.flow.pictures, "FaceTracker", lambda spec: MockTracker())
         assert run("--source", clip, "--false-alarm-rate", RATE, "--output", output) == 0
     return output
 
@@ -79,7 +79,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> dict[str, PairSpec]:
     """A mock model and a mock tracker; the dictionary holds the model's spec."""
     asked = {"spec": SPEC}
     monkeypatch.setattr(command, "load_backend", lambda *_: MockBackend(asked["spec"]))
-    monkeypatch.setattr(runtime.flow.session, "FaceTracker", lambda spec: MockTracker())
+    monkeypatch.setattr(runtime.flow.pictures, "FaceTracker", lambda spec: MockTracker())
     return asked
 
 
@@ -215,7 +215,7 @@ def test_footage_that_cannot_calibrate(
     output.write_text("as it was")
     if options.pop("faceless", False):
         monkeypatch.setattr(
-            runtime.flow.session, "FaceTracker", lambda spec: MockTracker(lambda t: [])
+            runtime.flow.pictures, "FaceTracker", lambda spec: MockTracker(lambda t: [])
         )
     size, path = {"seconds": SECONDS, "size": (64, 48)}, tmp_path / "clip.mkv"
     if options.pop("silent", False):

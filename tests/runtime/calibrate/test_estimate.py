@@ -17,7 +17,7 @@ from runtime.calibrate.estimate import (
     estimate_offset,
 )
 from runtime.calibrate.site import SiteCalibration
-from runtime.flow.session import WindowRecord
+from runtime.flow.windows import WindowRecord
 from runtime.judging.decision import Decision, WindowFacts, WindowScores
 from runtime.judging.offset import lag_peak
 from runtime.judging.verdict import Label

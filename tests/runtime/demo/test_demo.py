@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import runtime.backends
-import runtime.flow.session
+import runtime.flow.pictures
 from runtime.demo import __main__ as demo
 from runtime.media import AudioChunk, VideoChunk
 from runtime.media.file import FileSource
@@ -46,7 +46,7 @@ def test_both_runs_are_shown_side_by_side_and_written(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(runtime.backends, "load_backend", lambda *_: MockBackend())
-    monkeypatch.setattr(runtime.flow.session, "FaceTracker", lambda spec: MockTracker())
+    monkeypatch.setattr(runtime.flow.pictures, "FaceTracker", lambda spec: MockTracker())
     output = tmp_path / "demo"
     for _ in range(2):  # a second run replaces the first
         assert demo.main(["--source", str(clip), "--output", str(output)]) == 0

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import runtime.flow.session
+import runtime.flow.pictures
 from benchmarks.stream.paced import PacedSource
 from runtime.closing import Closing
 from runtime.errors import MediaError, UsageError
-from runtime.flow import driver, model_calls, stream_run
+from runtime.flow import driver, model_calls, session, stream_run, summary
 from runtime.flow.driver import STEPS_DOWN, LoadChange, Outcome, Stream, run, run_many
 from runtime.flow.model_calls import Encode, Fuse, serve
-from runtime.flow.session import Load
+from runtime.flow.pictures import Load
 from runtime.flow.sink import Collector
 from runtime.interrupt import Interrupt
 from runtime.judging.verdict import Verdict
@@ -159,7 +159,7 @@ class SlowTracker(MockTracker):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in (driver, stream_run, runtime.flow.session, model_calls):
+    for module in (driver, stream_run, session, summary, model_calls):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(driver, "Feed", TimedFeed)
     waits = SimpleNamespace(Condition=lambda: TimedCondition(clock))
@@ -171,7 +171,7 @@ def use_trackers(monkeypatch: pytest.MonkeyPatch, *trackers: MockTracker) -> Non
     """One for each stream, in order; further ones are plain."""
     left = list(trackers)
     monkeypatch.setattr(
-        runtime.flow.session, "FaceTracker", lambda spec: left.pop(0) if left else MockTracker()
+        runtime.flow.pictures, "FaceTracker", lambda spec: left.pop(0) if left else MockTracker()
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("cv2", reason="needs OpenCV")
 
-import runtime.flow.session
+import runtime.flow.pictures
 from runtime.backends.base import FaceOutput
 from runtime.command import load_model
 from runtime.errors import UsageError
@@ -77,7 +77,7 @@ def _search(monkeypatch: pytest.MonkeyPatch) -> None:
         at = Drawn("anna", x + 20, y + 14).landmarks
         return [Found(box_of(at), 0.9, at)]
 
-    monkeypatch.setattr(runtime.flow.session, "shared_search", lambda: find)
+    monkeypatch.setattr(runtime.flow.pictures, "shared_search", lambda: find)
 
 
 def timeless(verdicts: list[Verdict]) -> list[Verdict]:
@@ -133,7 +133,7 @@ def test_the_motion_of_the_mouth_is_the_change_of_the_geometry() -> None:
     film = Film("a", 10)
     for t in range(10):
         session.push_video(t / 25, film.picture(t))
-    ring = session._faces[0]
+    ring = session._pictures.rings[0]
     assert all(isinstance(face, FollowedFace) for face in seen)
     said = np.stack([face.geometry for face in seen if isinstance(face, FollowedFace)])
     expected = np.abs(np.diff(said, axis=0)).mean(1)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-import runtime.flow.session
+import runtime.flow.pictures
 from runtime.errors import MediaError
 from runtime.flow.driver import run
 from runtime.flow.session import Session
@@ -38,7 +38,7 @@ SOUND = speech(600)
 
 @pytest.fixture(autouse=True)
 def _mock_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime.flow.session, "FaceTracker", lambda spec: MockTracker())
+    monkeypatch.setattr(runtime.flow.pictures, "FaceTracker", lambda spec: MockTracker())
 
 
 def real_time(
@@ -151,9 +151,9 @@ def test_after_an_outage_nothing_of_a_face_is_left_and_no_id_lasts_over_three_se
     push(range(60))
     end_s = (60 + gap) / 25
     session.advance(video_s=end_s, audio_s=end_s)
-    assert not session._faces, "rings are emptied by the windows that pass"
+    assert not session._pictures.rings, "rings are emptied by the windows that pass"
     push(range(60 + gap, 62 + gap))
-    assert list(session._faces[0].widths_px) == [60 + gap]
+    assert list(session._pictures.rings[0].widths_px) == [60 + gap]
     assert tracker.resets == (1 if anew else 0)
 
 
@@ -230,7 +230,7 @@ def test_an_error_of_a_live_source_is_raised() -> None:
 
 COMMAND = """
     import sys, resource
-    import runtime.flow.session
+    import runtime.flow.pictures
     from runtime import command, interrupt
     from runtime.stream import __main__ as stream
     from tests.runtime.doubles import MockBackend, MockTracker
@@ -239,7 +239,7 @@ COMMAND = """
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     command.load_backend = lambda *_: MockBackend()
-    runtime.flow.session.FaceTracker = lambda spec: MockTracker()
+    runtime.flow.pictures.FaceTracker = lambda spec: MockTracker()
     interrupt.leave(stream.main)
 """
 

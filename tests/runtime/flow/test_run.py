@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import runtime.flow.session
+import runtime.flow.pictures
 from runtime.closing import Closing
 from runtime.errors import UsageError
 from runtime.flow.driver import run
@@ -76,7 +76,7 @@ class Live(Closing):
 
 @pytest.fixture(autouse=True)
 def _mock_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime.flow.session, "FaceTracker", lambda spec: MockTracker())
+    monkeypatch.setattr(runtime.flow.pictures, "FaceTracker", lambda spec: MockTracker())
 
 
 def test_every_verdict_reaches_every_sink_and_the_summary(tmp_path: Path) -> None:

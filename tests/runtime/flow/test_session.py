@@ -14,7 +14,10 @@ import pytest
 
 from runtime.faces import Face
 from runtime.flow.model_calls import drive
-from runtime.flow.session import Load, Session, WindowRecord, WindowTimes, score_window
+from runtime.flow.pictures import Load
+from runtime.flow.session import Session
+from runtime.flow.summary import WindowTimes
+from runtime.flow.windows import WindowRecord, score_window
 from runtime.grid import MISSING, nearest_before
 from runtime.judging.decision import Decision
 from runtime.judging.offset import lag_peak
@@ -543,9 +546,9 @@ def test_a_long_stream_keeps_no_more_than_a_window() -> None:
         session.push_video(t / 25, picture(t % 25))
         if t % 25 == 0:
             session.push_audio(t / 25, samples)
-    assert len(session._faces[0].features) <= 60
+    assert len(session._pictures.rings[0].features) <= 60
     assert len(session._sound._kept) <= 100
-    assert len(session._pending) <= 5
+    assert len(session._pictures._pending) <= 5
 
 
 def test_a_stream_whose_sound_stops_is_not_waited_for_without_end() -> None:
@@ -554,7 +557,7 @@ def test_a_stream_whose_sound_stops_is_not_waited_for_without_end() -> None:
     for t in range(600):
         verdicts += session.push_video(t / 25, picture(t))
     assert verdicts[-1].t_end_s >= 13.0  # ten seconds behind, not sixty
-    assert len(session._faces[0].features) <= 320
+    assert len(session._pictures.rings[0].features) <= 320
     verdicts += session.push_audio(60 / 25, speech(60))
     verdicts += session.finish()
     assert session.stats.late > 0
@@ -566,7 +569,7 @@ def test_a_leap_of_an_hour_is_survived() -> None:
     session.push_video(0.0, picture(0))
     verdicts = session.push_video(600.0, picture(1)) + session.finish()
     assert set(reasons(verdicts)) == {"too_many_drops"}
-    assert len(session._gaps) < 400
+    assert len(session._pictures._gaps) < 400
 
 
 def test_stage_seconds_are_measured() -> None:

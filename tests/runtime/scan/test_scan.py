@@ -26,7 +26,7 @@ from typing import Any
 
 import pytest
 
-import runtime.flow.session
+import runtime.flow.pictures
 from runtime.errors import DependencyError, UsageError, UserError
 from runtime.scan import __main__ as scan
 from runtime.scan import clips as scan_clips
@@ -90,7 +90,7 @@ def mocked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(scan, "load_backend", load)
     monkeypatch.setattr(scan, "_engine", engine)
     monkeypatch.setattr(scan, "_scored", scored)
-    monkeypatch.setattr(runtime.flow.session, "FaceTracker", lambda spec: MockTracker())
+    monkeypatch.setattr(runtime.flow.pictures, "FaceTracker", lambda spec: MockTracker())
     return state
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import runtime.flow.session
+import runtime.flow.pictures
 from runtime.errors import UserError
 from runtime.flow.driver import run
 from runtime.flow.sink import MediaSink, Picture, StartSink
@@ -112,7 +112,7 @@ def test_the_summary_at_the_start_goes_through() -> None:
 def test_a_hanging_sink_does_not_stall_a_live_stream(
     gate: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime.flow.session, "FaceTracker", lambda spec: MockTracker())
+    monkeypatch.setattr(runtime.flow.pictures, "FaceTracker", lambda spec: MockTracker())
     hanging, kept, told = Hanging(gate), Kept(), []  # type: ignore[var-annotated]
     made = Background(hanging, worker(told, max_items=4))
     start = time.perf_counter()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import runtime.flow.session
+import runtime.flow.pictures
 from runtime import command
 from runtime.errors import MediaError
 from runtime.files import OutputError, PendingFile
@@ -40,7 +40,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _mocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "load_backend", lambda *_: MockBackend())
-    monkeypatch.setattr(runtime.flow.session, "FaceTracker", lambda spec: MockTracker())
+    monkeypatch.setattr(runtime.flow.pictures, "FaceTracker", lambda spec: MockTracker())
 
 
 def run(*arguments: Any) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import runtime.flow.session
+import runtime.flow.pictures
 from runtime.errors import DependencyError
 from runtime.files import OutputError
 from runtime.flow.driver import run
@@ -40,7 +40,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 
 @pytest.fixture(autouse=True)
 def _mock_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime.flow.session, "FaceTracker", lambda spec: MockTracker())
+    monkeypatch.setattr(runtime.flow.pictures, "FaceTracker", lambda spec: MockTracker())
 
 
 def save(clip: Path, target: Path) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-import runtime.flow.session
+import runtime.flow.pictures
 from runtime import command
 from runtime.errors import ModelError, UsageError
 from runtime.media.open import expand_sources
@@ -48,7 +48,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return MockBackend(asked["spec"])
 
     monkeypatch.setattr(command, "load_backend", load)
-    monkeypatch.setattr(runtime.flow.session, "FaceTracker", lambda spec: MockTracker())
+    monkeypatch.setattr(runtime.flow.pictures, "FaceTracker", lambda spec: MockTracker())
     return asked
 
 
@@ -219,7 +219,9 @@ def test_one_bad_source_of_several_is_reported_and_the_others_judged(
 
 
 def test_every_window_abstained_is_3(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime.flow.session, "FaceTracker", lambda spec: MockTracker(lambda t: []))
+    monkeypatch.setattr(
+        runtime.flow.pictures, "FaceTracker", lambda spec: MockTracker(lambda t: [])
+    )
     assert run("--source", clip) == 3
 
 

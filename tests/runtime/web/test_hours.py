@@ -93,7 +93,7 @@ def counted() -> tuple[int, int]:
 
 @pytest.fixture
 def hours(monkeypatch: pytest.MonkeyPatch) -> Hours:
-    monkeypatch.setattr("runtime.flow.session.FaceTracker", OneFace)
+    monkeypatch.setattr("runtime.flow.pictures.FaceTracker", OneFace)
     for name in ("KEPT_VERDICTS", "KEPT_LATENCIES"):
         monkeypatch.setattr(f"runtime.web.sink.{name}", KEPT)
     return Hours()

@@ -23,7 +23,7 @@ pytest.importorskip("uvicorn", reason="uvicorn is not installed (extra web)")
 pytest.importorskip("websockets", reason="websockets is not installed (extra web)")
 pytest.importorskip("aiortc", reason="aiortc is not installed (extra web)")
 
-import runtime.flow.session
+import runtime.flow.pictures
 from runtime import command
 from runtime.stream import __main__ as stream
 from tests.runtime.clips import write_clip
@@ -42,7 +42,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MSCT_WEB_TOKEN", raising=False)
     monkeypatch.setattr(command, "load_backend", lambda *_: MockBackend())
-    monkeypatch.setattr(runtime.flow.session, "FaceTracker", lambda spec: MockTracker())
+    monkeypatch.setattr(runtime.flow.pictures, "FaceTracker", lambda spec: MockTracker())
 
 
 def run(*arguments: Any) -> int:

@@ -135,10 +135,10 @@ def test_damage_of_a_live_source_is_shown_once_however_old_its_summary_is() -> N
 
 
 def test_a_stream_shows_its_counters_while_it_runs_and_its_end(tmp_path, monkeypatch) -> None:
-    import runtime.flow.session
+    import runtime.flow.pictures
     from runtime.media.file import FileSource
 
-    monkeypatch.setattr(runtime.flow.session, "FaceTracker", lambda spec: MockTracker())
+    monkeypatch.setattr(runtime.flow.pictures, "FaceTracker", lambda spec: MockTracker())
     sink = WebSink()
     states = []
 

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-import runtime.flow.session
+import runtime.flow.pictures
 from runtime.files import OutputError
 from runtime.flow.driver import run
-from runtime.flow.session import Session, WindowRecord
+from runtime.flow.session import Session
 from runtime.flow.sink import Picture
 from runtime.flow.summary import FakeSpan
+from runtime.flow.windows import WindowRecord
 from runtime.judging.decision import WindowFacts
 from runtime.judging.verdict import Label, Reason, Verdict
 from runtime.media.file import FileSource
@@ -174,7 +175,7 @@ def test_a_face_that_is_gone_is_forgotten(tmp_path: Path) -> None:
 def test_a_stream_becomes_a_page_with_what_its_moments_were_judged_by(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime.flow.session, "FaceTracker", lambda spec: MockTracker())
+    monkeypatch.setattr(runtime.flow.pictures, "FaceTracker", lambda spec: MockTracker())
     s, backend = sink(tmp_path), MockBackend()
     clip = write_clip(
         tmp_path / "clip.mkv", sound=speech(75, late_tokens=12), size=(64, 48),
