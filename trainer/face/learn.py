@@ -3,7 +3,8 @@
 
 AdamW over one cycle of the learning rate (Smith & Topin, 2019).  Losses: smooth L1 on the geometry,
 each component weighed by the movement that it stands for, and on how it differs between two
-pictures of one clip; smooth L1 on the points in pixels; cross-entropy on presence.
+pictures of one clip; smooth L1 on the points in pixels; cross-entropy on presence.  The next batch
+is made by a thread of its own while the network learns from this one.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from trainer.model.msct import FrameEncoder
 
 LOG_EVERY = 50
 WARM_UP = 0.15  # of the steps, in which the rate rises
+PRECISIONS = ("fp32", "bf16")
 FIRST_RATE, LAST_RATE = 0.04, 0.002  # shares of the highest
 
 
@@ -37,7 +40,7 @@ FIRST_RATE, LAST_RATE = 0.04, 0.002  # shares of the highest
 class DistilConfig:
     """What decides the weights, beside the data."""
 
-    steps: int = 3600
+    steps: int = 7200
     batch: int = 96
     lr: float = 3e-3
     weight_decay: float = 0.02
@@ -48,8 +51,11 @@ class DistilConfig:
     seed: int = 0
     save_every: int = 200
     threads: int = 1
+    precision: str = "fp32"  # bf16: of the backbone, where the processor has instructions for it
 
     def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"--precision is one of {', '.join(PRECISIONS)}")
         if self.steps < 1 or self.batch < 16 or self.threads < 1 or self.save_every < 1:
             raise UsageError(
                 "--steps, --threads and the steps between two states must be at least 1, --batch 16"
@@ -70,7 +76,10 @@ def losses(
     encoder: FrameEncoder, batch: FaceBatch, weights: Tensor, config: DistilConfig
 ) -> dict[str, Tensor]:
     """``loss`` is what is minimised.  ``weights`` [G] sum to 1."""
-    out = encoder.follow_logits(torch.from_numpy(batch.crops))
+    assert encoder.heads is not None
+    with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+        visual = encoder(torch.from_numpy(batch.crops))
+    out = encoder.heads(visual.float())
     faces = len(batch.geometry)
     geometry, points = torch.from_numpy(batch.geometry), torch.from_numpy(batch.points)
     said = out.geometry[:faces]
@@ -157,11 +166,11 @@ def _steps(
 ) -> None:
     log, advance, validate = watchers
     began, first = time.monotonic(), step
-    while step < config.steps:
+    for batch in _made_ahead(batches, step, config.steps):
         interrupt.check()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
-        terms = losses(encoder, batches.batch(step), weights, config)
+        terms = losses(encoder, batch, weights, config)
         if not math.isfinite(float(terms["loss"].detach())):
             raise ModelError(
                 f"the loss at step {step} is no number; begin anew with a smaller --lr"
@@ -181,6 +190,17 @@ def _steps(
             _save(folder / STATE, encoder, optimizer, {"step": step, "run": what})
             if validate is not None:
                 log.row({"step": step, "validation": validate(encoder, step)})
+
+
+def _made_ahead(batches: Batches, first: int, end: int) -> Iterator[FaceBatch]:
+    """Batches ``first`` to ``end``, each made while the one before is used."""
+    with ThreadPoolExecutor(1) as maker:
+        ahead = maker.submit(batches.batch, first) if first < end else None
+        for step in range(first + 1, end + 1):
+            assert ahead is not None
+            batch = ahead.result()
+            ahead = maker.submit(batches.batch, step) if step < end else None
+            yield batch
 
 
 def _save(

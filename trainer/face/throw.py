@@ -2,9 +2,9 @@
 """Crops thrown about, with their points: at run time they follow the network's own points.
 
 A throw is drawn within 15 % of the crop's side, 20 % of its size and 20 degrees, small ones more
-often than large ones (the sum of two even draws), and mirrored half of the time.  Then light,
-colour, blur, JPEG, noise, holes, and lines and boxes over the face, each in a share of the crops;
-H.264 of low quality comes from :mod:`trainer.face.crops`.
+often than large ones (the sum of two even draws), and mirrored half of the time.  Then, in half of
+the crops, light, colour, blur, JPEG, noise, holes, and lines and boxes over the face, each in a
+share of them; H.264 of low quality comes from :mod:`trainer.face.crops`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ Rng = np.random.Generator
 MAX_SHIFT = 0.15  # of the crop's side, along each axis
 MAX_SCALE = 0.2
 MAX_TURN_DEG = 20.0
+DISTURBED_SHARE = 0.5  # of the crops; the small network learns less of lips from worse pictures
 FONTS = (cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_COMPLEX, cv2.FONT_HERSHEY_SCRIPT_SIMPLEX)
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:!?-  "
 
@@ -80,6 +81,8 @@ def move_points(points: npt.NDArray[np.floating], matrix: Float64, *, mirror: bo
 
 def disturb(crop: UInt8, rng: Rng) -> UInt8:
     """[side, side, 3] -> the same shape: what a camera and a line do, and what stands before it."""
+    if rng.random() >= DISTURBED_SHARE:
+        return crop
     side = crop.shape[0]
     x = crop
     if rng.random() < 0.15:
