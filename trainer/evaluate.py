@@ -229,6 +229,11 @@ def evaluate_prepared(
     measured: dict[str, Any] = {}
     for variant in variants:
         prepared = PreparedSet(data, protocol=protocol, fold=fold, trimmed=variant == "trimmed")
+        if scorer.faces not in (None, prepared.face_stage):
+            raise UsageError(
+                f"{data} has the crops of --faces {prepared.face_stage}, {scorer.name} was trained "
+                f"on those of {scorer.faces}; prepare with --faces {scorer.faces}"
+            )
         if scorer.crop_px not in (None, prepared.crop_px):
             raise UsageError(
                 f"{data} has crops of {prepared.crop_px} px, {scorer.name} wants {scorer.crop_px}; "

@@ -33,6 +33,7 @@ if __name__ == "__main__":
 import argparse
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from runtime.overwrites import refuse_overwrites
 from runtime.spec import FaceSpec
 from trainer.config import PRESETS, ModelConfig, preset
 from trainer.data.prepared import PreparedSet, set_files
+from trainer.face.checkpoint import load_encoder
 from trainer.loop.distributed import Group, run_together
 from trainer.loop.loop import check_same_run
 from trainer.loop.run import Options, Trainer
@@ -67,6 +69,7 @@ def train(
     *,
     resume: bool | None = None,
     init: Path | None = None,
+    encoder: Path | None = None,
     group: Group | None = None,
     options: Options | None = None,
 ) -> dict[str, Any]:
@@ -74,7 +77,8 @@ def train(
 
     ``resume``: True continues the run in ``folder``, also one that was killed before it saved
     anything; False begins one, where none is; None does what fits.  ``init``: the checkpoint or
-    the pair that the run begins with, also when it is resumed.
+    the pair that the run begins with, also when it is resumed.  ``encoder``: the distilled frame
+    encoder that followed the faces of the set; it stays as it is.
 
     Raises
     ------
@@ -86,7 +90,9 @@ def train(
     UserError
         Where something cannot be written; the state that was saved last is intact.
     """
-    trainer = Trainer(config, model_config, data, folder, group=group, options=options)
+    trainer = Trainer(
+        config, model_config, data, folder, group=group, options=options, encoder=encoder
+    )
     if init is not None:
         trainer.start_from(init)
     state, known = folder / STATE, folder / "config.json"
@@ -137,6 +143,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE|PAIR",
         help="start from a checkpoint, a folder with a pair of graphs, or a shipped preset's name",
     )
+    parser.add_argument(
+        "--encoder",
+        type=Path,
+        metavar="FILE",
+        help="encoder.safetensors of trainer.distil that followed the faces of --data; it is not "
+        "trained on",
+    )
     parser.add_argument("--resume", action="store_true", help="continue the run in --output")
     parser.add_argument("--tensorboard", action="store_true", help="into --output/tensorboard")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network")
@@ -175,6 +188,12 @@ def _main(args: argparse.Namespace, group: Group) -> int:
     _refuse_overwrites(args)
     config = _config(args)
     model_config = preset(config.preset)
+    if args.encoder is not None:
+        if args.data is None:
+            raise UsageError("--encoder goes with --data, a set that it was prepared with")
+        model_config = replace(
+            model_config, geometry_dim=load_encoder(args.encoder).config.geometry_dim
+        )
     if args.tensorboard:
         require_tensorboard()
     if args.workers is not None and args.workers < 0:
@@ -210,6 +229,7 @@ def _main(args: argparse.Namespace, group: Group) -> int:
         # a stop while clips were forged or prepared left no run to resume, and lost nothing either
         resume=None if args.resume and args.data is None else args.resume,
         init=args.init,
+        encoder=args.encoder,
         group=group,
         options=Options(args.tensorboard, args.compile, args.workers),
     )
@@ -220,6 +240,7 @@ def _main(args: argparse.Namespace, group: Group) -> int:
 
 def _refuse_overwrites(args: argparse.Namespace) -> None:
     init = [] if args.init is None else [args.init, *model_files(args.init)]
+    init += [] if args.encoder is None else [args.encoder]
     data = [] if args.data is None else set_files(args.data)
     refuse_overwrites((("--output", args.output / name) for name in WRITTEN), [*init, *data])
 

@@ -3,6 +3,8 @@
 
     python -m trainer.prepare --data FakeAVCeleb_v1.2 --output prepared --workers 8
     python -m trainer.prepare --data forged --output prepared     # written by trainer.forge
+    python -m trainer.prepare --data forged --output prepared --faces encoder \\
+        --encoder runs/face/encoder.safetensors                   # of trainer.distil
 
 Layouts: :mod:`trainer.data.layouts`.  Faces and sound go through the runtime's own code, at any
 frame rate, onto its 25 Hz grid.  What is written:
@@ -14,6 +16,9 @@ frame rate, onto its 25 Hz grid.  What is written:
 
 A clip whose face is away for longer than the runtime bridges keeps its longest stretch with a face,
 if that lasts a second; ``start_token`` says where it starts.
+
+The index says which stage found the faces, and which encoder: a set made with one belongs to the
+models that are trained on it.
 
 A run that was stopped, killed or out of disk goes on where it was: clips whose array and line in
 the journal exist, and whose source has not changed, are not read again.
@@ -32,6 +37,7 @@ import os
 import re
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,13 +46,20 @@ import numpy as np
 
 from runtime import leftovers
 from runtime.command import Parser
-from runtime.errors import EXIT_ERROR, EXIT_INTERRUPTED, MediaError, UsageError, UserError
+from runtime.errors import (
+    EXIT_ERROR,
+    EXIT_INTERRUPTED,
+    MediaError,
+    UsageError,
+    UserError,
+)
 from runtime.files import write_json
 from runtime.interrupt import leave
 from runtime.naming import plain
+from runtime.optional import optional
 from runtime.overwrites import refuse_overwrites
 from runtime.sound.tokens import tokenize
-from runtime.spec import AudioSpec, FaceSpec, StreamSpec
+from runtime.spec import FACE_STAGES, AudioSpec, FaceSpec, StreamSpec
 from trainer.data.clips import MAX_CLIP_S, read_faces
 from trainer.data.fakeavceleb import CSV_NAME, find_root, list_fakeavceleb
 from trainer.data.layouts import (
@@ -68,6 +81,7 @@ from trainer.data.silence import silence_tokens
 
 AUTO = "auto"
 JOURNAL = "journal.jsonl"
+ENCODER = "encoder"  # the face stage
 MIN_TOKENS = 25  # the shortest stretch with a face that is kept
 
 
@@ -78,25 +92,32 @@ def prepare(
     layout: str = AUTO,
     identities: Path | None = None,
     face: FaceSpec | None = None,
+    encoder: Path | None = None,
     workers: int = 1,
 ) -> dict[str, Any]:
     """Returns what index.json holds.  ``workers=0`` reads the clips in this process.
+
+    face : its stage says what finds and follows the faces
+    encoder : of :mod:`trainer.distil`; for the stage ``encoder``, and it alone
 
     Raises :class:`UsageError` for a folder that is not of the layout, :class:`MediaError` where no
     clip could be used, and :class:`UserError` where the disk is full.
     """
     face = face or FaceSpec()
+    if (face.stage == ENCODER) != (encoder is not None):
+        raise UsageError("--faces encoder and --encoder FILE go together")
+    faces = made_with(face, encoder)
     listing = list_clips(data, layout, identities)
     made = [output / INDEX, output / JOURNAL, *(_target(output, c.file) for c in listing.clips)]
     indexes = [data / name for name in (FORGE_INDEX, CSV_NAME)]
     refuse_overwrites(
         (("--output", file) for file in made),
-        [identities, *indexes, *(clip.path for clip in listing.clips)],
+        [identities, encoder, *indexes, *(clip.path for clip in listing.clips)],
     )
     output.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(output)
     results: dict[str, dict[str, Any]] = {}  # file -> its line in the journal
-    with Journal(output / JOURNAL, face.crop_px) as journal:
+    with Journal(output / JOURNAL, face.crop_px, faces) as journal:
         open_work: list[tuple[tuple[LabelledClip, Any], tuple[Any, ...]]] = []
         for clip in listing.clips:
             stamp = _stamp(clip.path)
@@ -104,7 +125,7 @@ def prepare(
             if line and line["stamp"] == stamp and _array_is_there(output, clip.file, line):
                 results[clip.file] = line
             else:
-                arguments = (clip.path, _target(output, clip.file), face)
+                arguments = (clip.path, _target(output, clip.file), face, encoder)
                 open_work.append(((clip, stamp), arguments))
         if open_work:  # until this run is done, arrays and an older index do not fit together
             (output / INDEX).unlink(missing_ok=True)
@@ -127,7 +148,20 @@ def prepare(
                 f"cannot write to {output} ({err.strerror}); {done} clips of this run are done "
                 f"and kept: {remedy} and run the same command again"
             ) from err
-    return _write_index(output, listing, results, face.crop_px)
+    return _write_index(output, listing, results, face.crop_px, faces)
+
+
+def made_with(face: FaceSpec, encoder: Path | None) -> dict[str, Any]:
+    """What index and journal say of the stage; nothing of dlib's, as ever.
+
+    Raises :class:`ModelError` for an encoder that cannot be read or wants other crops.
+    """
+    if encoder is None:
+        return {}
+    with optional("to run an encoder", extra="train"):
+        from trainer.face.following import EncoderTracker, encoder_digest
+    EncoderTracker(encoder, face)  # before a worker is started for each clip
+    return {"faces": {"stage": face.stage, "encoder_sha256": encoder_digest(encoder)}}
 
 
 def list_clips(data: Path, layout: str = AUTO, identities: Path | None = None) -> Listing:
@@ -162,9 +196,9 @@ def _recognise(data: Path) -> str:
 class Journal:
     """One line a finished clip; a line that a kill tore is not there when it is read again."""
 
-    def __init__(self, path: Path, crop_px: int) -> None:
+    def __init__(self, path: Path, crop_px: int, faces: Mapping[str, Any]) -> None:
         self._path = path
-        self._header = {"version": ARRAYS_VERSION, "crop_px": crop_px}
+        self._header = {"version": ARRAYS_VERSION, "crop_px": crop_px, **faces}
         self.lines: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> Journal:
@@ -194,14 +228,16 @@ class Journal:
         self._file.close()
 
 
-def _prepare_one(source: Path, target: Path, face: FaceSpec) -> dict[str, Any]:
+def _prepare_one(
+    source: Path, target: Path, face: FaceSpec, encoder: Path | None
+) -> dict[str, Any]:
     """Writes one clip's arrays; returns its part of the row, or why it cannot be used."""
     import cv2
 
     cv2.setNumThreads(1)  # the processes are the parallelism
     audio_spec = AudioSpec()
     try:
-        clip = read_faces(source, audio_spec, face)
+        clip = read_faces(source, audio_spec, face, encoder)
         start, crops = longest_stretch(clip.crops, StreamSpec().max_gap_tokens)
     except (MediaError, UsageError) as err:  # a missing file is a usage error
         return {"dropped": _without_name(str(err), source)}
@@ -260,7 +296,11 @@ def longest_stretch(crops: list[Any], max_gap_tokens: int) -> tuple[int, Any]:
 
 
 def _write_index(
-    output: Path, listing: Listing, results: dict[str, dict[str, Any]], crop_px: int
+    output: Path,
+    listing: Listing,
+    results: dict[str, dict[str, Any]],
+    crop_px: int,
+    faces: dict[str, Any],
 ) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     dropped = dict(listing.dropped)
@@ -276,6 +316,7 @@ def _write_index(
     index = {
         "version": VERSION,
         "crop_px": crop_px,
+        **faces,
         "layout": listing.layout,
         "notes": listing.notes,
         "dropped": dict(sorted(dropped.items())),
@@ -373,6 +414,10 @@ def main(argv: list[str] | None = None) -> int:
         "--identities", type=Path, metavar="CSV", help="file,identity of genuine clips"
     )
     parser.add_argument("--crop-px", type=int, default=FaceSpec().crop_px)
+    parser.add_argument("--faces", choices=FACE_STAGES, default=FaceSpec().stage,
+                        help="what finds and follows the faces (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--encoder", type=Path, metavar="FILE",
+                        help="of trainer.distil, for --faces encoder")  # fmt: skip
     parser.add_argument("--workers", type=int, default=2, help="processes; 0: this one")
     args = parser.parse_args(argv)
     try:
@@ -381,7 +426,8 @@ def main(argv: list[str] | None = None) -> int:
             args.output,
             layout=args.layout,
             identities=args.identities,
-            face=FaceSpec(crop_px=args.crop_px),
+            face=FaceSpec(crop_px=args.crop_px, stage=args.faces),
+            encoder=args.encoder,
             workers=args.workers,
         )
     except UserError as err:

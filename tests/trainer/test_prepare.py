@@ -355,7 +355,7 @@ class TestMishaps:
     def test_a_journal_line_that_is_cut_short_by_a_full_disk_is_no_line(self, tmp_path: Path):
         """A file takes what fits; the next run starts behind the last whole line."""
         path = tmp_path / "journal.jsonl"
-        with Journal(path, 64) as journal:
+        with Journal(path, 64, {}) as journal:
             journal.write({"file": "a"})
             real = journal._file
 
@@ -368,12 +368,12 @@ class TestMishaps:
             journal._file = Full()
             with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
                 journal.write({"file": "b"})
-        with Journal(path, 64) as journal:
+        with Journal(path, 64, {}) as journal:
             assert list(journal.lines) == ["a"]
             journal.write({"file": "c"})
-        with Journal(path, 64) as journal:
+        with Journal(path, 64, {}) as journal:
             assert list(journal.lines) == ["a", "c"]
-        with Journal(path, 32) as journal:  # other crops
+        with Journal(path, 32, {}) as journal:  # other crops
             assert journal.lines == {}
 
     def test_a_disk_that_fills_up_at_the_index_says_so(

@@ -86,16 +86,25 @@ def read_clip(
     return Clip(path, frames, audio)
 
 
-def read_faces(path: Path, audio_spec: AudioSpec, face_spec: FaceSpec) -> FaceClip:
+def read_faces(
+    path: Path, audio_spec: AudioSpec, face_spec: FaceSpec, encoder: Path | None = None
+) -> FaceClip:
     """Decode a file once, keeping of each picture only the faces.
+
+    encoder : of :mod:`trainer.distil`, which follows the faces where the stage is ``encoder``
 
     Raises :class:`runtime.errors.MediaError` as :func:`read_clip` does.
     """
-    tracker = _tracker(face_spec)
+    if encoder is None:
+        update: Callable[[UInt8, int], Sequence[Face]] = _tracker(face_spec).update
+    else:
+        from trainer.face.following import encoder_tracker
+
+        update = encoder_tracker(encoder, face_spec)
     found: list[dict[int, UInt8]] = []
 
     def look(frame: UInt8) -> None:
-        found.append({f.track_id: f.crop for f in tracker.update(frame, len(found))})
+        found.append({f.track_id: f.crop for f in update(frame, len(found))})
 
     with _open(path, audio_spec) as source:
         audio = _decode(source, path, audio_spec, 0.0, MAX_CLIP_S, look)

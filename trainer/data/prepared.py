@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.errors import MediaError, UsageError
-from runtime.spec import AudioSpec
+from runtime.spec import AudioSpec, FaceSpec
 from trainer.data.augment import augment_crops, augment_sound
 from trainer.data.layouts import FAKE_AUDIO, REAL_PAIR
 from trainer.data.splits import GIVEN, assign, check_disjoint
@@ -148,6 +148,9 @@ class PreparedSet:
         rows = index["clips"]
         self.folder, self.protocol, self.fold, self.trimmed = folder, protocol, fold, trimmed
         self.crop_px = int(index["crop_px"])
+        faces = index.get("faces", {})  # nothing of dlib's
+        self.face_stage: str = faces.get("stage", FaceSpec().stage)
+        self.encoder_sha256: str | None = faces.get("encoder_sha256")  # that followed the faces
         self.layout: str = index["layout"]
         splits = assign(rows, protocol, fold, seed)
         check_disjoint(rows, splits)

@@ -23,6 +23,8 @@ from runtime.files import write_json
 from runtime.spec import FaceSpec, PairSpec, StreamSpec
 from trainer.config import ModelConfig
 from trainer.data.prepared import Batch, PreparedClip, PreparedSet, Sampler
+from trainer.face.checkpoint import load_encoder
+from trainer.face.following import encoder_digest
 from trainer.loop.batches import Batches, EpochSampler
 from trainer.loop.distributed import Group, average_buffers, data_parallel
 from trainer.loop.from_pair import is_pair, start_weights
@@ -61,12 +63,14 @@ class Trainer(Loop):
         *,
         group: Group | None = None,
         options: Options | None = None,
+        encoder: Path | None = None,
     ) -> None:
         if data.crop_px != model_config.crop_px:
             raise UsageError(
                 f"{data.folder} has crops of {data.crop_px} px, {model_config.name} wants "
                 f"{model_config.crop_px}; prepare with --crop-px {model_config.crop_px}"
             )
+        self.encoder_sha256, self._encoder = check_encoder(data, encoder), encoder
         self.config, self.data, self.folder = config, data, folder
         self.group, self.options = group or Group(), options or Options()
         self.stream = StreamSpec(window_tokens=config.window_tokens)
@@ -145,6 +149,8 @@ class Trainer(Loop):
 
         torch.manual_seed(config.seed)
         self.model = MSCT(model_config)
+        if self._encoder is not None:
+            take_encoder(self.model, self._encoder)
         self.model.to(self.device)
         self.average = self.model  # exponential moving average of the weights
         if config.ema:
@@ -157,7 +163,7 @@ class Trainer(Loop):
                 nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
         self.optimizer = kind(
-            self.model.parameters(),
+            [p for p in self.model.parameters() if p.requires_grad],
             lr=config.lr,
             betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay,
@@ -190,7 +196,9 @@ class Trainer(Loop):
         loaded = start_weights(init, self.model.cfg)
         self.init = weights_digest(loaded)
         self.model.load_state_dict(loaded.state_dict())
-        self.average.load_state_dict(loaded.state_dict())
+        if self._encoder is not None:  # whatever was before it in those weights
+            take_encoder(self.model, self._encoder)
+        self.average.load_state_dict(self.model.state_dict())
 
     @property
     def step(self) -> int:
@@ -213,6 +221,8 @@ class Trainer(Loop):
         # What is drawn here is a function of the step, and of the process for dropout.
         torch.manual_seed(config.seed * SEED_STRIDE + step + self.group.rank * 2_147_483_647)
         self.model.train()
+        if self.encoder_sha256 is not None:
+            self.model.frame_encoder.eval()
         if config.frozen_norm:
             for module in self.model.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -390,7 +400,7 @@ class Trainer(Loop):
         result["weights_sha256"] = weights_digest(model)  # of what ships: finish() may fit a layer
         spec = PairSpec(
             model=model.cfg.model_spec(),
-            face=FaceSpec(crop_px=model.cfg.crop_px),
+            face=FaceSpec(crop_px=model.cfg.crop_px, stage=self.data.face_stage),
             stream=self.stream,
             calibration=calibration,
             trained=True,
@@ -409,6 +419,7 @@ class Trainer(Loop):
                 "model": self.model.cfg.to_dict(),
                 "data": data_digest(self.data),
                 "init": self.init,
+                **({"encoder": self.encoder_sha256} if self.encoder_sha256 else {}),
             }
         )
         described: dict[str, Any] = json.loads(text)
@@ -425,6 +436,44 @@ class Trainer(Loop):
         if facts["scaler"]:
             self.scaler.load_state_dict(facts["scaler"])
         self.progress = Progress.from_dict(facts["progress"])
+
+
+def check_encoder(data: PreparedSet, encoder: Path | None) -> str | None:
+    """The digest of the encoder that followed the faces of the set, which a model is trained on.
+
+    Raises :class:`UsageError` for another encoder, or one that is missing or not wanted.
+    """
+    if encoder is None:
+        if data.encoder_sha256 is not None:
+            raise UsageError(
+                f"the faces of {data.folder} were followed by an encoder (SHA-256 "
+                f"{data.encoder_sha256[:16]}…); give its file with --encoder"
+            )
+        return None
+    digest = encoder_digest(encoder)
+    if digest != data.encoder_sha256:
+        was = f"another, {data.encoder_sha256[:16]}…" if data.encoder_sha256 else "dlib"
+        raise UsageError(
+            f"{encoder} did not follow the faces of {data.folder}, {was} did; prepare with "
+            f"--faces encoder --encoder {encoder}"
+        )
+    return digest
+
+
+def take_encoder(model: MSCT, path: Path) -> None:
+    """The weights of a distilled frame encoder, heads and all, which no step changes.
+
+    Raises :class:`ModelError` for one of another configuration.
+    """
+    known = load_encoder(path)
+    try:
+        model.frame_encoder.load_state_dict(known.encoder.state_dict())
+    except RuntimeError as err:
+        raise ModelError(
+            f"{path} is the encoder of {known.config.name}, not of {model.cfg.name}: "
+            f"{str(err).splitlines()[0]}"
+        ) from None
+    model.frame_encoder.requires_grad_(False)
 
 
 def choose_device(name: str, group: Group) -> torch.device:

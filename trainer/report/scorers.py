@@ -21,6 +21,7 @@ class Scorer(NamedTuple):
 
     name: str
     crop_px: int | None  # None: takes any
+    faces: str | None  # the stage whose crops it was trained on; None: takes any
     score: Callable[[Sequence[PreparedClip]], ClipScores]
     threshold: float
 
@@ -32,7 +33,7 @@ def pair_scorer(backend: Backend, *, argmax: bool = False) -> Scorer:
     calibration = None if argmax else spec.calibration
     score = functools.partial(score_clips, backend, stream=spec.stream, calibration=calibration)
     threshold = 0.5 if calibration is None else calibration.threshold
-    return Scorer(spec.model_id, spec.face.crop_px, score, threshold)
+    return Scorer(spec.model_id, spec.face.crop_px, spec.face.stage, score, threshold)
 
 
 def checkpoint_scorer(checkpoint: Path, *, argmax: bool = False) -> Scorer:
@@ -59,7 +60,7 @@ def checkpoint_scorer(checkpoint: Path, *, argmax: bool = False) -> Scorer:
         if argmax and baseline.SCORE_IS_LOGIT:
             platt = Platt(1.0, 0.0)
         score = functools.partial(baselines.score_clips, baseline.to(device), platt=platt)
-        return Scorer(config.name, None, score, 0.5)
+        return Scorer(config.name, None, None, score, 0.5)
     model, cfg, spec = load_checkpoint(checkpoint)
     calibration = None if argmax or spec is None else spec.calibration
     score = functools.partial(
@@ -69,4 +70,5 @@ def checkpoint_scorer(checkpoint: Path, *, argmax: bool = False) -> Scorer:
         calibration=calibration,
     )
     threshold = 0.5 if calibration is None else calibration.threshold
-    return Scorer(cfg.name, cfg.crop_px, score, threshold)
+    faces = None if spec is None else spec.face.stage
+    return Scorer(cfg.name, cfg.crop_px, faces, score, threshold)
