@@ -318,7 +318,9 @@ def _run(options: argparse.Namespace) -> int:
 
                 options.source = sample_clip()
             hop = backend.spec.stream.hop_tokens
-            windows = real_windows(options.source, backend.spec, MAX_WINDOWS, step=hop)
+            windows = real_windows(
+                options.source, backend.spec, MAX_WINDOWS, step=hop, follow=backend.follow
+            )
             print(f"{options.duration:g} s in turns ...", file=sys.stderr, flush=True)
             measured = measure(
                 model, backend, windows, threads=options.threads, duration_s=options.duration,

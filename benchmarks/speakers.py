@@ -38,6 +38,9 @@ from benchmarks.environment import describe
 from runtime.backends import Backend, load_backend
 from runtime.command import Parser, guarded
 from runtime.errors import UsageError
+from runtime.faces import Face
+from runtime.faces.follower import FollowedFace
+from runtime.faces.stage import face_stage
 from runtime.files import write_json
 from runtime.interrupt import check, leave
 from runtime.judging.offset import OffsetTracker, lag_curve
@@ -52,44 +55,61 @@ STILL_FRAMES = 9  # of a clip's start, before anything is said
 
 
 @dataclass(frozen=True)
+class Seen:
+    """A clip's one face, picture by picture."""
+
+    features: NDArray[np.float32]  # [n, C]
+    mouths: NDArray[np.float32]  # [n, ...], whose change is the mouth's motion
+
+    @property
+    def motion(self) -> NDArray[np.float32]:
+        """[n]"""
+        changes = (mouth_motion(a, b) for a, b in itertools.pairwise(self.mouths))
+        return np.array([0.0, *changes], np.float32)
+
+    def still(self) -> Seen:
+        """The first pictures to and fro, as long as the clip."""
+        n = min(STILL_FRAMES, len(self.features))
+        there_and_back = [*range(n), *range(n - 2, 0, -1)]
+        shown = [there_and_back[i % len(there_and_back)] for i in range(len(self.features))]
+        return Seen(self.features[shown], self.mouths[shown])
+
+
+@dataclass(frozen=True)
 class Person:
     features: NDArray[np.float32]  # [n, C]
     motion: NDArray[np.float32]  # [n]
 
 
-def load(path: Path, backend: Backend) -> tuple[NDArray[np.uint8], AudioTokens]:
-    """The aligned crops [n, S, S, 3] of a clip's one face, and its sound."""
-    from runtime.faces.tracker import FaceTracker
+def load(path: Path, backend: Backend) -> tuple[Seen, AudioTokens]:
+    """A clip's one face as the model's stage shows it, and its sound."""
     from runtime.media import VideoChunk
     from runtime.media.file import FileSource
 
-    tracker, crops, pieces = FaceTracker(backend.spec.face), [], []
-    token = 0
+    tracker = face_stage(backend.spec.face, backend.follow)
+    shown: list[Face] = []
+    pieces = []
     with FileSource(path, sample_rate_hz=backend.spec.audio.sample_rate_hz) as source:
         for chunk in source:
             check()
             if isinstance(chunk, VideoChunk):
-                faces = tracker.update(chunk.frame, token)
-                token += 1
+                faces = tracker.update(chunk.frame, len(shown))
                 if len(faces) != 1:
                     raise UsageError(f"{path}: one face throughout is needed, found {len(faces)}")
-                crops.append(faces[0].crop)
+                shown += faces
             else:
                 pieces.append(chunk.samples)
-    return np.stack(crops), tokenize(np.concatenate(pieces), backend.spec.audio)
+    sound = tokenize(np.concatenate(pieces), backend.spec.audio)
+    followed = [face for face in shown if isinstance(face, FollowedFace)]
+    if followed:
+        features = np.stack([face.visual for face in followed])
+        return Seen(features, np.stack([face.geometry for face in followed])), sound
+    crops = np.stack([face.crop for face in shown])
+    return Seen(backend.encode(crops), np.stack([mouth(crop) for crop in crops])), sound
 
 
-def person(crops: NDArray[np.uint8], backend: Backend) -> Person:
-    mouths = [mouth(crop) for crop in crops]
-    motion = [0.0, *(mouth_motion(a, b) for a, b in itertools.pairwise(mouths))]
-    return Person(backend.encode(crops), np.array(motion, np.float32))
-
-
-def still(crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The first frames to and fro, as long as the clip."""
-    n = min(STILL_FRAMES, len(crops))
-    there_and_back = [*range(n), *range(n - 2, 0, -1)]
-    return crops[[there_and_back[i % len(there_and_back)] for i in range(len(crops))]]
+def person(seen: Seen) -> Person:
+    return Person(seen.features, seen.motion)
 
 
 def decide(people: Sequence[Person], sound: AudioTokens, backend: Backend) -> list[int | None]:
@@ -122,8 +142,8 @@ def measure(folder: Path, backend: Backend) -> dict[str, Any]:
     if len(paths) < 3:
         raise UsageError(f"{folder}: at least three clips of one person each are needed")
     loaded = [load(path, backend) for path in paths]
-    talking = [person(crops, backend) for crops, _ in loaded]
-    listening = [person(still(crops), backend) for crops, _ in loaded]
+    talking = [person(seen) for seen, _ in loaded]
+    listening = [person(seen.still()) for seen, _ in loaded]
     sounds = [sound for _, sound in loaded]
     settings: dict[str, dict[str, int]] = {}
     for a, b in itertools.permutations(range(len(paths)), 2):

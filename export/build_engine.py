@@ -88,7 +88,7 @@ def build(args: argparse.Namespace, step: Step) -> dict[str, Any]:
         _refuse_overwrites(args, output, source.folder, library)
         if args.report is not None:
             check_writable(args.report)
-        clips = pair.calibration(args.calibration, source.spec, step) if args.int8 else None
+        clips = pair.calibration(args.calibration, source, step) if args.int8 else None
         if clips is not None:
             probes = Probes(held_out=[*clips.check, *probes.real])
         with staged_folder(output) as staging:

@@ -23,6 +23,7 @@ from export.parity import (
 from runtime import leftovers
 from runtime.backends.onnx import OnnxBackend, read_pair
 from runtime.errors import UsageError
+from runtime.faces.stage import Follow
 from runtime.media.local_files import media_files
 from runtime.media.open import MEDIA_SUFFIXES
 from runtime.models import PRESETS, model_dir, model_folder, shipped_presets
@@ -81,7 +82,9 @@ def open_source(
         folder = model_dir(preset) if onnx is None else model_folder(onnx)
         spec, _ = read_pair(folder)
         origin = f"shipped preset {preset}" if onnx is None else f"ONNX pair {onnx}"
-        yield Source(folder, origin, spec), Probes(clip_windows(real, spec, step))
+        with encoder_of(folder, spec) as follow:
+            probes = Probes(clip_windows(real, spec, step, follow))
+        yield Source(folder, origin, spec), probes
         return
     if checkpoint is None and preset not in PRESETS:
         raise UsageError(f"unknown preset {preset!r}; there are: {', '.join(PRESETS)}")
@@ -95,7 +98,7 @@ def open_source(
     else:
         model, spec = graphs.untrained(preset)
         origin = f"preset {preset}, random weights"
-    probes = Probes(clip_windows(real, spec, step))
+    probes = Probes(clip_windows(real, spec, step, graphs.TorchPair(model).follow))
     with leftovers.folder("msct-export-") as scratch:
         folder = scratch / "pair"
         exported = graphs.export_pair(model, spec, folder, real=probes.real, progress=step)
@@ -115,12 +118,24 @@ def _graphs() -> Any:
     return export.graphs
 
 
-def clip_windows(clip: Path | None, spec: PairSpec, step: Step) -> list[Window]:
+@contextlib.contextmanager
+def encoder_of(folder: Path, spec: PairSpec) -> Iterator[Follow | None]:
+    """What follows the faces of the pair in ``folder``; None: no encoder does."""
+    if spec.face.stage == "dlib":
+        yield None
+        return
+    with OnnxBackend(folder) as backend:
+        yield backend.follow
+
+
+def clip_windows(
+    clip: Path | None, spec: PairSpec, step: Step, follow: Follow | None
+) -> list[Window]:
     """Windows of one clip, none without one."""
     if clip is None:
         return []
     step(f"read {clip.name}")
-    return real_windows(clip, spec)
+    return real_windows(clip, spec, follow=follow)
 
 
 def calibration_clips(paths: Sequence[Path]) -> list[Path]:
@@ -133,7 +148,7 @@ def calibration_clips(paths: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(clips))
 
 
-def calibration(paths: Sequence[Path], spec: PairSpec, step: Step) -> Calibration:
+def calibration(paths: Sequence[Path], source: Source, step: Step) -> Calibration:
     """Read the clips of ``--calibration``; a part of them is kept apart for the check.
 
     Raises :class:`UsageError` for fewer than two clips, :class:`runtime.errors.UserError` for one
@@ -149,9 +164,10 @@ def calibration(paths: Sequence[Path], spec: PairSpec, step: Step) -> Calibratio
         )
     used, held_out = split_clips(clips)
     found = Calibration(used, held_out)
-    for clip in used:
-        found.windows += clip_windows(clip, spec, step)
-    kept = [window for clip in held_out for window in clip_windows(clip, spec, step)]
+    with encoder_of(source.folder, source.spec) as follow:
+        for clip in used:
+            found.windows += clip_windows(clip, source.spec, step, follow)
+        kept = [w for clip in held_out for w in clip_windows(clip, source.spec, step, follow)]
     found.check = check_windows(kept)
     return found
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from runtime import interrupt
 from runtime.backends.base import FUSION_OUTPUTS, FaceOutput, FusionOutput
 from runtime.errors import UserError
+from runtime.faces.stage import Follow, face_stage
 from runtime.logits import sigmoid
 from runtime.spec import FAKE, PairSpec
 
@@ -138,14 +139,19 @@ def random_probes(
 
 
 def real_windows(
-    path: Path, spec: PairSpec, limit: int = 4, step: int | None = None
+    path: Path,
+    spec: PairSpec,
+    limit: int = 4,
+    step: int | None = None,
+    follow: Follow | None = None,
 ) -> list[Window]:
     """Windows in a row of the first face of a clip, with its sound, as the runtime sees them.
 
-    ``step`` is in tokens from one to the next; None: none overlap.
+    ``step`` is in tokens from one to the next; None: none overlap.  ``follow``: of a backend
+    of this pair, where its encoder follows the faces.
+
     Raises :class:`runtime.errors.UserError` if the clip cannot be read or holds no such window.
     """
-    from runtime.faces.tracker import FaceTracker
     from runtime.grid import VideoGrid
     from runtime.media import AudioChunk
     from runtime.media.file import FileSource
@@ -153,7 +159,7 @@ def real_windows(
 
     length = spec.stream.window_tokens
     grid: VideoGrid[NDArray[np.uint8]] = VideoGrid(spec.audio.token_hz, spec.stream.max_gap_tokens)
-    tracker, tokenizer = FaceTracker(spec.face), AudioTokenizer(spec.audio)
+    tracker, tokenizer = face_stage(spec.face, follow), AudioTokenizer(spec.audio)
     crops: dict[int, NDArray[np.uint8]] = {}  # by token
     tokens: list[NDArray[np.float32]] = []
     with FileSource(path, sample_rate_hz=spec.audio.sample_rate_hz) as source:

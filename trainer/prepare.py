@@ -159,8 +159,8 @@ def made_with(face: FaceSpec, encoder: Path | None) -> dict[str, Any]:
     if encoder is None:
         return {}
     with optional("to run an encoder", extra="train"):
-        from trainer.face.following import EncoderTracker, encoder_digest
-    EncoderTracker(encoder, face)  # before a worker is started for each clip
+        from trainer.face.following import encoder_digest, encoder_stage
+    encoder_stage(encoder, face)  # before a worker is started for each clip
     return {"faces": {"stage": face.stage, "encoder_sha256": encoder_digest(encoder)}}
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from runtime.faces import Face
 from runtime.faces.follower import FaceFollower, FollowedFace
 from runtime.faces.identity import REACQUIRE_TOKENS
 from runtime.faces.search import shared_search
+from runtime.faces.stage import Tracker
 from runtime.faces.tracker import FaceTracker
 from runtime.flow.face_ring import FaceRing
 from runtime.flow.model_calls import AnyReply, Encode, Follow, Request
@@ -32,14 +33,6 @@ _T = TypeVar("_T")
 Asking = Generator[Request, AnyReply, _T]  # work that may need the model on its way to a _T
 LazyFrame = Frame | Callable[[], Frame]
 OnPicture = Callable[[float, Frame, Sequence[Face]], None]  # stream seconds, pixels, its faces
-
-
-class Tracker(Protocol):
-    """What is needed of :class:`runtime.faces.tracker.FaceTracker`."""
-
-    def update(self, frame: Frame, token: int) -> Sequence[Face]: ...
-
-    def reset(self) -> None: ...
 
 
 @dataclass(frozen=True)

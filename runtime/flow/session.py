@@ -24,8 +24,9 @@ from collections.abc import Callable, Iterable
 
 from runtime.backends.base import Backend
 from runtime.faces.follower import FaceFollower
+from runtime.faces.stage import Tracker
 from runtime.flow.model_calls import Steps, drive
-from runtime.flow.pictures import Asking, LazyFrame, Load, OnPicture, Pictures, Tracker
+from runtime.flow.pictures import Asking, LazyFrame, Load, OnPicture, Pictures
 from runtime.flow.summary import Stats, WindowTimes
 from runtime.flow.windows import WindowRecord, Windows
 from runtime.grid import GridItem, TimelineError

@@ -55,7 +55,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def _noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise stands in for the windows of a clip."""
 
-    def windows(path: Path, spec: PairSpec, limit: int, step: int) -> list[Window]:
+    def windows(path: Path, spec: PairSpec, limit: int, step: int, follow: object) -> list[Window]:
         assert step == spec.stream.hop_tokens
         return windows_in_a_row(4, spec.face.crop_px)
 

@@ -178,7 +178,9 @@ class TestCommandLine:
             (folder / f"{i}.mp4").write_text(str(i))
         (folder / "notes.txt").write_text("no clip")
 
-        def windows(clip: Path, spec: object, limit: int = 4) -> list[Window]:
+        def windows(
+            clip: Path, spec: object, limit: int = 4, follow: object = None
+        ) -> list[Window]:
             rng = np.random.default_rng(int(clip.stem))
             shape = (8, SIDE, SIDE, 3)
             return [
@@ -259,8 +261,9 @@ class TestCommandLine:
         assert "--int8 starts from an fp32 pair, this one is fp16" in capsys.readouterr().err
 
     def test_one_clip_is_too_few(self, clips: Path) -> None:
+        source = pair.Source(clips, "a pair", synthetic.SPEC)
         with pytest.raises(UsageError, match="gives 1 clips; at least two are needed"):
-            pair.calibration([clips / "0.mp4"], synthetic.SPEC, lambda what: None)
+            pair.calibration([clips / "0.mp4"], source, lambda what: None)
 
 
 @pytest.mark.thorough

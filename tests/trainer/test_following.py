@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the train extra: pip install '.[train]'")
 pytest.importorskip("scipy", reason="needs the train extra: pip install '.[train]'")
 
+from runtime.errors import UsageError  # noqa: E402
 from runtime.faces.align import template  # noqa: E402
 from runtime.spec import FACE_POINTS, AudioSpec, FaceSpec  # noqa: E402
 from tests.trainer.prepared import write_noise_set  # noqa: E402
@@ -155,6 +157,35 @@ class TestFit:
             wanted = load_encoder(encoder).encoder.follow(torch.from_numpy(crops))
             np.testing.assert_allclose(out.points, wanted.points.detach().numpy(), atol=1e-3)
             assert backend.spec.face.stage == "encoder"
+
+    def test_windows_of_a_clip_are_cut_by_the_pairs_own_encoder(
+        self, encoder: Path, grid_clip: Path, tmp_path: Path
+    ) -> None:
+        """For the checks of an export, its calibration and the benchmarks."""
+        pytest.importorskip("onnxscript", reason="onnxscript is needed to export")
+        from benchmarks import speakers
+        from export import graphs
+        from export.pair import clip_windows, encoder_of
+        from runtime.backends import load_backend
+        from trainer.face.following import encoder_stage
+
+        model, spec = graphs.untrained(preset("msct-tiny", geometry_dim=G))
+        model.frame_encoder.load_state_dict(load_encoder(encoder).encoder.state_dict())
+        spec = replace(spec, face=FaceSpec(stage="encoder"))
+        graphs.export_pair(model, spec, tmp_path / "pair")
+        with pytest.raises(UsageError, match="followed by its own encoder"):
+            clip_windows(grid_clip, spec, lambda what: None, None)
+        with encoder_of(tmp_path / "pair", spec) as follow:
+            (window,) = clip_windows(grid_clip, spec, lambda what: None, follow)
+        seen = read_faces(grid_clip, AudioSpec(), spec.face, encoder)
+        assert any((crop == window.frames[0]).all() for crop in seen.crops if crop is not None)
+        with load_backend(tmp_path / "pair", "onnx") as backend:
+            shown, _ = speakers.load(grid_clip, backend)
+        assert shown.mouths.shape[1:] == (G,)
+        assert len(shown.still().features) == len(shown.features)
+        stage = encoder_stage(encoder, spec.face)
+        stage.reset()
+        assert list(stage.update(np.zeros((64, 64, 3), np.uint8), 0)) == []
 
     @pytest.mark.parametrize(
         ("given", "wrong"),

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from runtime import leftovers
 from runtime.errors import MediaError
 from runtime.faces import Face
+from runtime.faces.stage import Tracker
 from runtime.faces.tracker import FaceTracker
 from runtime.grid import TimelineError, VideoGrid
 from runtime.media import VideoChunk
@@ -96,15 +97,15 @@ def read_faces(
     Raises :class:`runtime.errors.MediaError` as :func:`read_clip` does.
     """
     if encoder is None:
-        update: Callable[[UInt8, int], Sequence[Face]] = _tracker(face_spec).update
+        tracker: Tracker = _tracker(face_spec)
     else:
-        from trainer.face.following import encoder_tracker
+        from trainer.face.following import fresh_stage
 
-        update = encoder_tracker(encoder, face_spec)
+        tracker = fresh_stage(encoder, face_spec)
     found: list[dict[int, UInt8]] = []
 
     def look(frame: UInt8) -> None:
-        found.append({f.track_id: f.crop for f in update(frame, len(found))})
+        found.append({f.track_id: f.crop for f in tracker.update(frame, len(found))})
 
     with _open(path, audio_spec) as source:
         audio = _decode(source, path, audio_spec, 0.0, MAX_CLIP_S, look)
