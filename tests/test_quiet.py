@@ -246,7 +246,6 @@ def test_a_longer_command_calls_nobody_and_leaves_nothing_else(
 
 
 @pytest.mark.thorough
-@pytest.mark.thorough
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("module", LONGER)
 def test_the_longest_commands_call_nobody_and_leave_nothing_else(
