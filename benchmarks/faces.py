@@ -417,17 +417,19 @@ def _run(options: argparse.Namespace) -> int:
     folders = [(f, k) for f, k in ((options.photos, "photo"), (options.clips, "clip")) if f]
     if not folders:
         raise UsageError("faces are needed: give --photos DIR, --clips DIR, or both")
+    listed = [list_items(folder, kind)[0] for folder, kind in folders]  # type: ignore[arg-type]
+    refuse_overwrites(
+        [options.output and ("--output", options.output)],
+        [MODEL_FILE, *(item.path for items in listed for item in items)],
+        options=vars(options),
+    )
     cv2.setNumThreads(1)
     rng = np.random.default_rng(SIGNATURE)
     names = {SHIPPED: MODEL_FILE, **{f.stem: f for f in options.model}}
     detectors = {n: Detector(path, threads=1, min_score=SCORES[0]) for n, path in names.items()}
     own = next(iter(detectors.values()))
     found: list[Sample] = []
-    for folder, kind in folders:
-        items, _ = list_items(folder, kind)  # type: ignore[arg-type]
-        refuse_overwrites(
-            [options.output and ("--output", options.output)], [item.path for item in items]
-        )
+    for items in listed:
         found += samples(items, options.teacher, options.faces, rng, own)
     if not found:
         raise UsageError("no face in these folders that lies whole in its picture")

@@ -285,7 +285,8 @@ def _run(options: argparse.Namespace) -> int:
         raise UsageError("--preset is for random weights; a checkpoint or a pair knows its own")
     refuse_overwrites(
         [options.output and ("--output", options.output)],
-        [options.source, options.checkpoint, *model_files(options.model)],
+        model_files(options.model),
+        options=vars(options),
     )
     with optional("for the comparison", extra="train,export"):
         from export.graphs import export_pair, from_checkpoint, untrained

@@ -110,7 +110,9 @@ def parser() -> argparse.ArgumentParser:
 def run_command(options: argparse.Namespace) -> int:
     files = expand_sources([options.clips])
     refuse_overwrites(
-        [options.output and ("--output", options.output)], [*files, *model_files(options.model)]
+        [options.output and ("--output", options.output)],
+        [*files, *model_files(options.model)],
+        options=vars(options),
     )
     random.Random(options.seed).shuffle(files)
     n = options.clips_each

@@ -180,6 +180,7 @@ def _run(options: argparse.Namespace) -> int:
     refuse_overwrites(
         [options.output and ("--output", options.output)],
         [*options.clips.iterdir(), *model_files(options.model)],
+        options=vars(options),
     )
     with load_backend(options.model) as backend:
         result = measure(options.clips, backend)

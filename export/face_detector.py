@@ -307,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make(given: argparse.Namespace) -> int:
-    refuse_overwrites([("--output", given.output)], [given.wheel])
+    refuse_overwrites([("--output", given.output)], options=vars(given))
     data = original(given.model, given.wheel)
     content = convert(data, ORIGINALS[given.model].layout, given.model).SerializeToString()
     try:

@@ -40,13 +40,15 @@ ACCESS = {
 }
 HIDDEN = "…"  # in place of what may not be shown
 _SECRET = re.compile(  # a part of a path, as some cameras and shops of clips have them
-    r"(?i)\b([\w-]*(?:user|usr|pass|pwd|token|secret|key|auth|sig|session|credential)[\w-]*)"
-    r"(=|%3d)[^&/;]*"
+    r"(?i)\b([\w-]*(?:user|usr|pass|psw|pwd|token|secret|key|auth|sig|session|credential|hmac)[\w-]*"
+    r"|pw|sid)(=|%3d)[^&/;]*"
 )
 _IN_TEXT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+\S+")  # two letters: C:/ is a drive
 _AFTER_WORD = ".,;:)}'\""  # what a sentence puts behind an address
-_HOST_AND_QUERY = re.compile(r"((?:\d{1,3}\.){3}\d{1,3}(?::\d+)?|[\w.-]+:\d+)/[^?]*\?")
-_given: dict[str, str] = {}  # texts with secrets in them that were given, and how they are shown
+_HOST_AND_QUERY = re.compile(  # camera.local/live?token, 127.0.0.1:80/x?token, http:camera:80/…
+    r"(?:[A-Za-z][\w+.-]*:/*)?(?:\w[\w-]*(?:\.[\w-]+)+(?::\d+)?|[\w.-]+:\d+)/[^?]*\?"
+)
+_given: dict[str, tuple[re.Pattern[str], str]] = {}  # what hides a secret that was given, and how
 
 
 def scheme_of(source: str) -> str | None:
@@ -102,25 +104,30 @@ def remember(given: str) -> None:
     """From now on :func:`without_secrets` hides the secrets of this address wherever they are.
 
     An address alone can be told from the text around it only as far as the next space, and what a
-    path, an option or a message makes of it is no address any more.
+    path, an option or a message makes of it is no address any more.  A file that is there is none.
     """
+    if scheme_of(given) is None and _is_there(given):
+        return
     shown = public_name(given) if scheme_of(given) else public_text(given)
     if shown == given:
         return
     rest = re.sub(r"^\s*[A-Za-z][A-Za-z0-9+.-]+:/+", "", given)
-    before, at, _ = rest.rpartition("@")
+    told = shown.rpartition("://")[2] != HIDDEN  # the address could be taken apart
+    before, at, _ = (re.split("[/?#]", rest, maxsplit=1)[0] if told else rest).rpartition("@")
     query = re.search(r"\?.+", rest, re.DOTALL)
     found = {given: shown}
     if at:
-        found |= {f"{before}@": f"{HIDDEN}@", f"{os.path.normpath(before)}@": f"{HIDDEN}@"}
-        if "/" in before:  # of a password with a / in it, a folder
-            found |= {before.split("/", 1)[0]: HIDDEN}
+        found |= {f"{one}@": f"{HIDDEN}@" for one in (before, os.path.normpath(before))}
+        folder = before.split("/", 1)[0]
+        if folder != before and ":" in folder:  # of a password with a / in it
+            found |= {folder: HIDDEN}
     if query:
         found |= {query[0]: f"?{HIDDEN}"}
     for secret, instead in found.items():
         for spelled in (secret, " ".join(secret.split()), repr(secret)[1:-1]):
-            if len(spelled) > 1:
-                _given.setdefault(spelled, instead)
+            if len(spelled) > 1 and spelled not in _given:
+                start = r"(?<!\w)" if re.match(r"\w", spelled) else ""
+                _given[spelled] = re.compile(start + re.escape(spelled)), instead
 
 
 def remember_arguments(arguments: Iterable[str]) -> None:
@@ -136,7 +143,8 @@ def without_secrets(text: str) -> str:
     address as it was given.
     """
     for given in sorted(_given, key=len, reverse=True):  # a copy: threads name sources
-        text = text.replace(given, _given[given])
+        pattern, instead = _given[given]
+        text = pattern.sub(instead.replace("\\", r"\\"), text)
     return _IN_TEXT.sub(lambda found: _public_word(found[0], found[1]), text)
 
 
@@ -151,6 +159,13 @@ def public_text(source: str) -> str:
     if _HOST_AND_QUERY.match(source):
         return source.split("?", 1)[0] + f"?{HIDDEN}"
     return re.sub(r"\?[^?/]*=.*", f"?{HIDDEN}", source, flags=re.DOTALL)
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return os.path.lexists(path)
+    except ValueError:  # a NUL in it
+        return False
 
 
 def _host_and_path(url: str) -> tuple[str, str] | None:

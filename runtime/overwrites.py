@@ -13,8 +13,9 @@ import os
 import stat
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from runtime.errors import UsageError
 
@@ -26,14 +27,22 @@ _Place = tuple[_File, tuple[str, ...]]  # something that is there, and names bel
 
 
 def refuse_overwrites(
-    targets: Iterable[Target | None], inputs: Iterable[str | Path | None]
+    targets: Iterable[Target | None],
+    inputs: Iterable[str | Path | None] = (),
+    *,
+    options: Mapping[str, Any] | None = None,
 ) -> None:
     """Raises :class:`UsageError` where a target is an input or another target, or lies below one.
 
     To be called before anything is opened.  ``targets``: every file that will be written, None
     where an option was not given; folders and files that cannot be written are not looked at.
     ``inputs``: files, and None, or what is no file (an address, a camera) and is passed over.
+    ``options``: all that the command was given, by name (``vars`` of what argparse gives): of each
+    file named in it that is no target it is taken for granted that it is read.
     """
+    targets = list(targets)
+    if options is not None:
+        inputs = [*inputs, *_named(options, {t[0] for t in targets if t is not None})]
     places: dict[_Place, Target] = {}
     for target in targets:
         place = None if target is None else _place(target[1])
@@ -55,6 +64,15 @@ def refuse_overwrites(
                 f"{option} {target_path} would overwrite {path}, which is read; choose another "
                 "path for the output"
             )
+
+
+def _named(options: Mapping[str, Any], targets: Collection[str]) -> Iterator[str | Path]:
+    """Every path, or what may be one, but the targets' own."""
+    for name, value in options.items():
+        if f"--{name.replace('_', '-')}" not in targets:
+            for one in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(one, str | Path):
+                    yield one
 
 
 def same_name(path: Path) -> Path:

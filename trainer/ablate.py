@@ -380,7 +380,9 @@ def _main(args: argparse.Namespace) -> None:
         raise UsageError("--figure 5 shows four arms; leave --arms out")
     endings = (".json", ".md", ".csv", ".svg")
     made = (args.output / f"{name}{ending}" for name in wanted for ending in endings)
-    refuse_overwrites((("--output", file) for file in made), set_files(args.data))
+    refuse_overwrites(
+        (("--output", file) for file in made), set_files(args.data), options=vars(args)
+    )
     note = arms.MINIATURE_NOTE if args.miniature else ""
     started = time.perf_counter()
     runs = ablate(every, settings, args.jobs)

@@ -241,7 +241,9 @@ def _run(options: argparse.Namespace) -> None:
         return
     items, others = _items(options)
     refuse_overwrites(
-        [("--output", options.output / name) for name in WRITTEN], [i.path for i in items]
+        [("--output", options.output / name) for name in WRITTEN],
+        [i.path for i in items],
+        options=vars(options),
     )
     folds = load_folds()
     hold_out = list(options.hold_out)

@@ -365,7 +365,7 @@ def _refuse_overwrites(args: argparse.Namespace) -> None:
 
         made = [args.output / name for name in FILES]
         read += set_files(args.data)
-    refuse_overwrites((("--output", file) for file in made), read)
+    refuse_overwrites((("--output", file) for file in made), read, options=vars(args))
 
 
 def _report(

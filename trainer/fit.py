@@ -240,9 +240,9 @@ def _main(args: argparse.Namespace, group: Group) -> int:
 
 def _refuse_overwrites(args: argparse.Namespace) -> None:
     init = [] if args.init is None else [args.init, *model_files(args.init)]
-    init += [] if args.encoder is None else [args.encoder]
     data = [] if args.data is None else set_files(args.data)
-    refuse_overwrites((("--output", args.output / name) for name in WRITTEN), [*init, *data])
+    written = (("--output", args.output / name) for name in WRITTEN)
+    refuse_overwrites(written, [*init, *data], options=vars(args))
 
 
 def _config(args: argparse.Namespace) -> FitConfig:

@@ -327,7 +327,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         if args.output:
-            refuse_overwrites([("--output", args.output)], set_files(args.data))
+            refuse_overwrites([("--output", args.output)], set_files(args.data), options=vars(args))
         result = probe(read_features(args.data), seed=args.seed)
         if args.output:
             write_json(args.output, result)

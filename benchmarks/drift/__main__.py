@@ -219,6 +219,7 @@ def _run(options: argparse.Namespace) -> int:
     refuse_overwrites(
         [options.output and ("--output", options.output)],
         [*clips, *models, *model_files(options.model)],
+        options=vars(options),
     )
     measured = measure(model_dir(options.model), clips, genuine, candidates)
     result = {

@@ -387,6 +387,7 @@ def _run(options: argparse.Namespace) -> int:
             *(("--keep", options.keep / clip.name) for clip in kept),
         ],
         clips,
+        options=vars(options),
     )
     with leftovers.folder("msct-fuzz-") as folder:
         print("making the clips ...", file=sys.stderr)

@@ -155,6 +155,7 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> int:
             options.export_times and ("--export-times", options.export_times),
         ],
         [source, *model_files(options.model)],
+        options=vars(options),
     )
     digest = _sha256(source)
     width, height = options.size

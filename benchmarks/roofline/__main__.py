@@ -250,7 +250,9 @@ def _run(options: argparse.Namespace) -> int:
         if path is not None and path.suffix != suffix:
             raise UsageError(f"{path}: its name must end in {suffix}")
     named = (("--output", options.output), ("--picture", options.picture))
-    refuse_overwrites([n for n in named if n[1] is not None], model_files(options.model))
+    refuse_overwrites(
+        [n for n in named if n[1] is not None], model_files(options.model), options=vars(options)
+    )
     result = analyse(model_dir(options.model))
     drawn = picture(result) if options.picture is not None else ""
     print(report(result))

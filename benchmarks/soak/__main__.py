@@ -409,7 +409,8 @@ def _run(options: argparse.Namespace) -> int:
             options.output and ("--output", options.output),
             options.picture and ("--picture", options.picture),
         ],
-        [options.source, *model_files(options.model)],
+        model_files(options.model),
+        options=vars(options),
     )
     width, height = options.size
     server: RtspServer | None = None

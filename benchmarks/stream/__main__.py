@@ -293,7 +293,8 @@ def _run(options: argparse.Namespace) -> int:
         options.source = sample_clip()
     refuse_overwrites(
         [options.output and ("--output", options.output)],
-        [options.source, *model_files(options.model)],
+        model_files(options.model),
+        options=vars(options),
     )
     if options.as_is:
         chosen = {k: getattr(options, k) for k in ("model", "provider", "threads")}

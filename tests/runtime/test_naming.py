@@ -20,7 +20,7 @@ from rich.console import Console
 
 import runtime.flow.pictures
 from runtime import command, naming
-from runtime.address import public_text, without_secrets
+from runtime.address import public_text, remember, without_secrets
 from runtime.calibrate import __main__ as calibrate
 from runtime.errors import UsageError
 from runtime.media.open import expand_sources, name_sources
@@ -289,9 +289,42 @@ def test_a_text_is_shown_without_the_secrets_of_its_addresses() -> None:
     assert without_secrets("rtsp:/u:p@cam/x: no such file") == "rtsp://…: no such file"
 
 
+def test_what_was_given_hides_its_own_secrets_and_nothing_else() -> None:
+    for source in ("http://cam/@user/x.mp4?t=1", "rtsp://a@cam/live", "rtsp://admin:1/2@cam/live"):
+        remember(source)
+    for text in ("http://cam/@user/x.mp4", "rtsp://campus/live, rtsp://cam2/live", "cam", "data@x"):
+        assert without_secrets(text) == text
+    assert without_secrets("x?t=1: no such file") == "x?…: no such file"
+    assert "1/2" not in without_secrets("rtsp:/admin:1/2@cam/live: no such file")
+    assert "admin:1" not in without_secrets("no folder rtsp:/admin:1")
+
+
+def test_a_file_that_is_there_is_a_path_whatever_it_is_called(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["10:30 a@b.mp4", "watch?v=1", "watch?v=2"]
+    for name in names:
+        named(clip, tmp_path, name)
+    assert run(*(x for name in names for x in ("--source", name)), "--jsonl", "out.jsonl") == 0
+    out = capfd.readouterr().out
+    for name in names:
+        assert name in out
+    assert sources_in(Path("out.jsonl")) == names
+
+
 def test_a_source_that_is_not_there_is_told_as_it_was_given() -> None:
     assert public_text(f" rtsp://admin:{SECRET}@cam/live") == "rtsp://…"
-    for text in ("talk.mp4", "clips/a?b.mp4", "clips/*.mp4", "a@b.mp4", "C:/talk.mp4"):
+    for text in (f"http:127.0.0.1:80/x?{SECRET}", f"cam.local/x?{SECRET}", f"cam:80/x?{SECRET}"):
+        assert public_text(text) == text.replace(SECRET, "…")
+    for text in (
+        "talk.mp4",
+        "clips/a?b.mp4",
+        "../a?b.mp4",
+        "clips/*.mp4",
+        "a@b.mp4",
+        "C:/talk.mp4",
+    ):
         assert public_text(text) == text
 
 

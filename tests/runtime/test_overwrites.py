@@ -303,6 +303,11 @@ def test_prepare(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("benchmarks.fuzz", ["--clips", "mutant-0-000001.mkv", "--keep", "."]),
         ("benchmarks.site", ["--clips", ".", "--clips-each", "1", "--output", "v.mkv"]),
         ("benchmarks.soak", ["--source", "v.mkv", "--picture", "v.mkv"]),
+        ("benchmarks.faces", ["--photos", "photos", "--model", "v.mkv", "--output", "v.mkv"]),
+        ("benchmarks.drift", ["--source", "l.streams", "--output", "l.streams"]),
+        ("benchmarks.fuzz", ["--clips", "l.streams", "--count", "1", "--output", "l.streams"]),
+        ("benchmarks.site", ["--clips", "l.streams", "--output", "l.streams"]),
+        ("trainer.fit", ["--data", ".", "--encoder", "best.safetensors", "--output", "."]),
         ("benchmarks.roofline", ["--model", ".", "--output", "metrics.json"]),
         ("benchmarks.latency.page", ["drawn.html"]),
         ("export.face_detector", ["--wheel", "v.mkv", "--output", "v.mkv"]),
@@ -328,6 +333,9 @@ def test_the_trainer_and_the_benchmarks(
     (here / "link" / "clip.mkv").symlink_to(here / "report.json")
     shutil.copy("v.mkv", "report.json")
     (here / "fusion.onnx").touch()
+    Path("photos").mkdir()
+    shutil.copy("v.mkv", "photos/a.jpg")
+    Path("l.streams").write_text("v.mkv\nlatency.json\n")
     (here / "link" / "fusion.onnx").hardlink_to("fusion.onnx")
     shutil.copy(LATENCY, "drawn.html")
     assert "would overwrite" in refused(module, here, capsys, *arguments)
@@ -364,6 +372,7 @@ def test_every_command_that_writes_a_file_asks() -> None:
     """Those that name a file to write, found by their options."""
     option = re.compile(r"\"--(output|picture|jsonl|report|save-\w+|export-\w+|write|keep)\"")
     asks = re.compile(r"refuse_overwrites\(|Outputs\(|open_outputs\(")
+
     silent = {
         str(path.relative_to(ROOT))
         for package in ("runtime", "trainer", "export", "benchmarks")
@@ -373,6 +382,30 @@ def test_every_command_that_writes_a_file_asks() -> None:
         and not asks.search(text)
     }
     assert silent == NOTHING_TO_OVERWRITE.keys()
+
+
+# Where what is read is not what the command line names, but listed one by one.
+LISTED = {
+    "benchmarks/latency/page.py": "its one JSON",
+    "benchmarks/ops/native_build.py": "reads nothing that it is given",
+    "export/build_engine.py": "a clip or a cache may be read and written",
+    "export/respec.py": "the files of a folder",
+    "runtime/demo/__main__.py": "the clip and the model",
+    "trainer/forge.py": "the clips of a folder",
+    "trainer/prepare.py": "the clips of a folder",
+}
+
+
+def test_every_command_compares_with_all_that_it_was_given() -> None:
+    listed = {
+        str(path.relative_to(ROOT))
+        for package in ("runtime", "trainer", "export", "benchmarks")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if "leave(main)" in (text := path.read_text(encoding="utf-8"))
+        and "refuse_overwrites(" in text
+        and not re.search(r"options=vars\(|other_inputs\(", text)
+    }
+    assert listed == LISTED.keys()
 
 
 @pytest.mark.parametrize(

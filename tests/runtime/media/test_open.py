@@ -39,6 +39,8 @@ SECRETS = {
     "http://h/live;access_token=hunter2/a.m3u8": "http://h/live;access_token=…/a.m3u8",
     "rtsp://admin:p@hunter2@cam/live": "rtsp://cam/live",
     "rtsp://cam/user=admin&password=hunter2&channel=1": "rtsp://cam/user=…&password=…&channel=1",
+    "rtsp://cam/user=admin&psw=hunter2&x.mp4": "rtsp://cam/user=…&psw=…&x.mp4",
+    "https://cam/exp=1~hmac=hunter2/a.m3u8": "https://cam/exp=1~hmac=…/a.m3u8",
     "https://cam/token=hunter2/live.m3u8": "https://cam/token=…/live.m3u8",
     "http://[::1]:80/x": "http://[::1]:80/x",
     "clips/a?b.mp4": "clips/a?b.mp4",
