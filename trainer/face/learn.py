@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,15 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime import interrupt
 from runtime.errors import ModelError, UsageError
 from trainer.config import ModelConfig
 from trainer.face.batches import Batches, FaceBatch
 from trainer.face.mesh import GeometryBasis
-from trainer.loop.state import STATE, Log, load_state, remove_leftovers, save_state
+from trainer.loop.loop import Loop
+from trainer.loop.state import STATE, Log, remove_leftovers
 from trainer.model.msct import FrameEncoder
 
-LOG_EVERY = 50
+Validate = Callable[[FrameEncoder, int], dict[str, Any]]
 WARM_UP = 0.15  # of the steps, in which the rate rises
 PRECISIONS = ("fp32", "bf16")
 FIRST_RATE, LAST_RATE = 0.04, 0.002  # shares of the highest
@@ -100,96 +99,121 @@ def losses(
     return {"loss": loss, **{k: v.detach() for k, v in terms.items()}}
 
 
+class Distillation(Loop):
+    """One run.
+
+    description : what the run is, ``items`` being its data; a state of another one is refused
+    validate : called whenever a state is saved; its values go into the log
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: ModelConfig,
+        config: DistilConfig,
+        batches: Batches,
+        basis: GeometryBasis,
+        description: Mapping[str, Any],
+        validate: Validate | None = None,
+    ) -> None:
+        self.folder, self.config, self.seed = folder, config, config.seed
+        self.model: FrameEncoder = start(model, config, batches)
+        self.optimizer = _optimizer(self.model, config)
+        self.steps, self.save_every = config.steps, config.save_every
+        self.validate_every = config.save_every if validate is not None else 0
+        self._validate, self._step = validate, 0
+        spread = torch.from_numpy(basis.spread).float()
+        self._weights = spread / spread.sum()
+        others = {k: v for k, v in description.items() if k != "items"}
+        self._what = {"data": description["items"], "kept out": others, "model": model.to_dict()}
+
+    @property
+    def step(self) -> int:
+        return self._step
+
+    def train_step(self, batch: FaceBatch) -> dict[str, float]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self._step, self.config)
+        terms = losses(self.model, batch, self._weights, self.config)
+        if not math.isfinite(float(terms["loss"].detach())):
+            raise ModelError(
+                f"the loss at step {self._step} is no number; begin anew with a smaller --lr"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        terms["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_gradient)
+        self.optimizer.step()
+        self._step += 1
+        return {k: float(v.detach()) for k, v in terms.items()}
+
+    def validate(self) -> dict[str, Any]:
+        assert self._validate is not None
+        return self._validate(self.model, self._step)
+
+    def description(self) -> dict[str, Any]:
+        text = json.dumps({**self._what, "fit": asdict(self.config)})
+        described: dict[str, Any] = json.loads(text)  # as a state gives it back
+        return described
+
+    def facts(self) -> dict[str, Any]:
+        return {"step": self._step}
+
+    def take_facts(self, facts: dict[str, Any]) -> None:
+        self._step = int(facts["step"])
+
+
 def train(
     folder: Path,
     model: ModelConfig,
     config: DistilConfig,
     batches: Batches,
     basis: GeometryBasis,
-    description: dict[str, Any],
+    description: Mapping[str, Any],
     *,
-    validate: Callable[[FrameEncoder, int], dict[str, Any]] | None = None,
+    validate: Validate | None = None,
 ) -> FrameEncoder:
     """From the state in ``folder``, or from the beginning; the trained encoder in eval mode.
 
-    description : what the run is; a state of another one is refused
-    validate : called whenever a state is saved; its values go into the log
+    Arguments as of :class:`Distillation`.
 
     Raises :class:`UsageError` for a folder with another run, :class:`ModelError` for a loss that
     is no number.
     """
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
     torch.set_num_threads(config.threads)
     remove_leftovers(folder)
-    encoder, optimizer = start(model, config, batches)
-    what = {**description, "model": model.to_dict(), "config": asdict(config)}
-    what = json.loads(json.dumps(what))  # as a state gives it back
-    step = _resume(folder / STATE, encoder, optimizer, what)
-    spread = torch.from_numpy(basis.spread).float()
-    weights = spread / spread.sum()
-    log = Log(folder, step, tensorboard=False)
+    run = Distillation(folder, model, config, batches, basis, description, validate)
+    if (folder / STATE).exists():
+        run.resume()
+    log = Log(folder, run.step, tensorboard=False)
+    columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
     try:
-        with _bar(config.steps, step) as advance:
-            _steps(folder, encoder, optimizer, config, batches, weights, what, step,
-                   (log, advance, validate))  # fmt: skip
+        with Progress(*columns, transient=True) as bar:
+            task = bar.add_task("distilling", total=run.steps, completed=run.step)
+            made = _made_ahead(batches, run.step, run.steps)
+            run.go(made, log, lambda step, terms: bar.update(task, completed=step))
     finally:
         log.close()
-    return encoder.eval()
+    return run.model.eval()
 
 
-def start(
-    model: ModelConfig, config: DistilConfig, batches: Batches
-) -> tuple[FrameEncoder, torch.optim.AdamW]:
+def start(model: ModelConfig, config: DistilConfig, batches: Batches) -> FrameEncoder:
     """A new encoder whose heads say what is usual."""
     torch.manual_seed(config.seed)
     encoder = FrameEncoder(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    heads = encoder.heads
-    assert heads is not None
+    assert encoder.heads is not None
     usual = torch.from_numpy(batches.mean_geometry), torch.from_numpy(batches.mean_points)
-    heads.start_at(*usual)
+    encoder.heads.start_at(*usual)
+    trained: FrameEncoder = encoder.train()
+    return trained
+
+
+def _optimizer(encoder: FrameEncoder, config: DistilConfig) -> torch.optim.AdamW:
     decayed = [p for p in encoder.parameters() if p.ndim > 1]
     others = [p for p in encoder.parameters() if p.ndim <= 1]
     groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
-    return encoder.train(), optimizer
-
-
-def _steps(
-    folder: Path,
-    encoder: FrameEncoder,
-    optimizer: torch.optim.AdamW,
-    config: DistilConfig,
-    batches: Batches,
-    weights: Tensor,
-    what: dict[str, Any],
-    step: int,
-    watchers: tuple[Log, Callable[[], None], Callable[[FrameEncoder, int], dict[str, Any]] | None],
-) -> None:
-    log, advance, validate = watchers
-    began, first = time.monotonic(), step
-    for batch in _made_ahead(batches, step, config.steps):
-        interrupt.check()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config)
-        terms = losses(encoder, batch, weights, config)
-        if not math.isfinite(float(terms["loss"].detach())):
-            raise ModelError(
-                f"the loss at step {step} is no number; begin anew with a smaller --lr"
-            )
-        optimizer.zero_grad(set_to_none=True)
-        terms["loss"].backward()
-        torch.nn.utils.clip_grad_norm_(encoder.parameters(), config.clip_gradient)
-        optimizer.step()
-        step += 1
-        advance()
-        last = step == config.steps
-        if step % LOG_EVERY == 0 or last:
-            values = {k: round(float(v.detach()), 5) for k, v in terms.items()}
-            pace = (time.monotonic() - began) / (step - first)
-            log.row({"step": step, **values, "seconds_a_step": round(pace, 3)})
-        if step % config.save_every == 0 or last:
-            _save(folder / STATE, encoder, optimizer, {"step": step, "run": what})
-            if validate is not None:
-                log.row({"step": step, "validation": validate(encoder, step)})
+    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
 
 
 def _made_ahead(batches: Batches, first: int, end: int) -> Iterator[FaceBatch]:
@@ -201,55 +225,3 @@ def _made_ahead(batches: Batches, first: int, end: int) -> Iterator[FaceBatch]:
             batch = ahead.result()
             ahead = maker.submit(batches.batch, step) if step < end else None
             yield batch
-
-
-def _save(
-    path: Path, encoder: FrameEncoder, optimizer: torch.optim.AdamW, facts: dict[str, Any]
-) -> None:
-    tensors = {f"model.{k}": v for k, v in encoder.state_dict().items()}
-    for number, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{k}": torch.as_tensor(v) for k, v in state.items()}
-    save_state(path, tensors, facts)
-
-
-def _resume(
-    path: Path, encoder: FrameEncoder, optimizer: torch.optim.AdamW, what: dict[str, Any]
-) -> int:
-    """The step to go on from."""
-    if not path.exists():
-        return 0
-    tensors, facts = load_state(path)
-    if facts.get("run") != what:
-        other = sorted(k for k, v in what.items() if facts.get("run", {}).get(k) != v)
-        raise UsageError(
-            f"{path.parent} holds another run (it differs in {', '.join(other)}); give the options "
-            "of before, or another --output"
-        )
-    encoder.load_state_dict(
-        {k[len("model.") :]: v for k, v in tensors.items() if k.startswith("model.")}
-    )
-    states: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, number, key = name.split(".", 2)
-            states.setdefault(int(number), {})[key] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
-    return int(facts["step"])
-
-
-class _bar:
-    """A progress bar whose context gives the function that advances it."""
-
-    def __init__(self, total: int, done: int) -> None:
-        from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-        columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn())
-        self._progress = Progress(*columns, TimeRemainingColumn(), transient=True)
-        self._task = self._progress.add_task("distilling", total=total, completed=done)
-
-    def __enter__(self) -> Callable[[], None]:
-        self._progress.start()
-        return lambda: self._progress.advance(self._task)
-
-    def __exit__(self, *exc: object) -> None:
-        self._progress.stop()
