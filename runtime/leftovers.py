@@ -13,12 +13,13 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from runtime.naming import temporary_name
 
+REMOVE_S = 2.0  # that a folder may be written into by a child that ends
 CHILDREN_S = 0.4  # that children have each time to remove what is theirs
 LOCK_S = 1.0  # that a file may take to be made, on a network's disk
 _tracked: dict[Path, None] = {}  # in the order of their making
@@ -88,7 +89,7 @@ def folder(prefix: str = "msct-", beside: Path | None = None) -> Iterator[Path]:
     try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove([path])
         forget(path)
 
 
@@ -100,16 +101,21 @@ def end_all() -> None:
 
 
 def remove() -> None:
-    """Whatever is tracked goes, also what somebody was still writing into."""
-    end_s = time.monotonic() + CHILDREN_S
+    """Whatever is tracked goes."""
+    _remove(list(_tracked))
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    """Also what a child that is just ending still writes into."""
+    end_s = time.monotonic() + REMOVE_S
     while True:
-        for path in list(_tracked):
+        for path in paths:
             with suppress(OSError):
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink(missing_ok=True)
-        if not any(path.exists() for path in list(_tracked)) or time.monotonic() >= end_s:
+        if not any(path.exists() for path in paths) or time.monotonic() >= end_s:
             return
         time.sleep(0.02)
 

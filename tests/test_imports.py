@@ -332,6 +332,19 @@ class TestOneOfEach:
         }
         assert sorted(found) == homes
 
+    def test_no_child_gets_its_parents_ctrl_c(self) -> None:
+        """It would end with a traceback of its own, or before it is asked."""
+        found = {
+            str(path.relative_to(ROOT))
+            for package in ("runtime", "trainer", "export", "benchmarks")
+            for path in modules(package)
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Call)
+            and ast.unparse(node.func) == "subprocess.Popen"
+            and not any(k.arg == "start_new_session" for k in node.keywords)
+        }
+        assert found == set()
+
     def test_tests_of_the_runtime_sleep_in_one_place(self) -> None:
         """Programs that they write, and start, may."""
         found = {

@@ -150,6 +150,7 @@ class Worker:
         self._process = subprocess.Popen(
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said,
             cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,  # Ctrl-C is for this process, which ends the worker
         )  # fmt: skip
         self._judged = 0
         self.starts += 1

@@ -152,8 +152,9 @@ class LineReader:
         self._samples, self._first = [], threading.Event()
         self._start_s = time.monotonic()
         self._process = subprocess.Popen(
-            self._command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+            self._command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            start_new_session=True,  # Ctrl-C is for this process, which ends the program
+        )  # fmt: skip
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
         self._first.wait(START_TIMEOUT_S)

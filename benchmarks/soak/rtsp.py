@@ -55,6 +55,7 @@ class RtspServer:
             [SYSTEM_PYTHON, str(RTSP_SCRIPT), str(self._clip), str(self.port),
              *self._options],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            start_new_session=True,  # Ctrl-C is for this process, which ends the server
         )  # fmt: skip
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n"

@@ -78,7 +78,12 @@ QUEUED = (2, 1)
 CONNECT_TIMEOUT_S = 10.0
 OBJECT_STORE_BYTES = 100 << 20  # what travels are names and rows; Ray's least is 75 MiB
 # Read by Ray when it is imported.
-_QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal"}  # what matters also arrives as an exception
+_QUIET = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # what matters also arrives as an exception
+    # A thread of Ray's that asks for something when all has ended would begin another Ray, with
+    # files in another place.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
+}
 # The node's address is the loopback one only where Ray takes the
 # machine for one that cannot be part of a cluster; on Linux that takes the third variable.
 _PRIVATE = {
