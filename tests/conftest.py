@@ -58,6 +58,7 @@ def _nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process says once that it was interrupted, and knows the secrets that it was given; here
     each test is a process of its own."""
     monkeypatch.setattr(interrupt._state, "said", False)
+    monkeypatch.setattr(interrupt._state, "answered", False)
     monkeypatch.setattr(address, "_given", {})
 
 

@@ -20,11 +20,13 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from runtime import interrupt
 from runtime.errors import UserError
 from runtime.flow.sink import MediaSink, Picture, ScoresSink, Sink, StartSink
 from runtime.judging.verdict import Verdict
 from runtime.media import AudioChunk
 from runtime.naming import plain
+from runtime.waits import POLL_S
 
 if TYPE_CHECKING:
     from runtime.flow.summary import Summary
@@ -98,13 +100,20 @@ class Worker:
             return True
 
     def close(self, drain_s: float = DRAIN_S) -> None:
-        """Work the queue off, or give it up after ``drain_s``; calling it twice is fine."""
+        """Work the queue off, or give it up after ``drain_s``; calling it twice is fine.
+
+        Raises KeyboardInterrupt in the main thread where a signal comes while it waits; what is
+        left is then given up by the next call.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         if self._thread is None:
             return
-        self._thread.join(drain_s)
+        end_s = time.monotonic() + drain_s
+        while self._thread.is_alive() and (left_s := end_s - time.monotonic()) > 0:
+            interrupt.check()
+            self._thread.join(min(left_s, POLL_S))
         if self._thread.is_alive() and self.error is None:
             self._switch_off(f"not done {drain_s:g} s after the end: given up", GIVEN_UP)
 

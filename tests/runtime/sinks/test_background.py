@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import runtime.flow.pictures
+from runtime import interrupt
 from runtime.errors import UserError
 from runtime.flow.driver import run
 from runtime.flow.sink import MediaSink, Picture, StartSink
@@ -126,6 +127,23 @@ def test_a_hanging_sink_does_not_stall_a_live_stream(
     # One is in its hands, four wait, and of eleven the others found the queue full.
     assert "6 verdicts (queue full)" in note
     assert "5 verdicts (given up at the end)" in note
+
+
+def test_a_signal_ends_the_wait_for_what_is_left(
+    gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is over, and nobody has heard the signal yet."""
+    hanging, told = Hanging(gate), []  # type: ignore[var-annotated]
+    made = Background(hanging, worker(told))
+    made.write(verdict())
+    assert hanging.reached.wait(5)
+    monkeypatch.setattr(interrupt._state, "first", "SIGINT")
+    start = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        made.worker.close()  # DRAIN_S is 20
+    assert time.perf_counter() - start < patient(2)
+    made.worker.close(0.0)
+    assert told == ["--output: not done 0 s after the end: given up"]
 
 
 def test_what_a_slow_sink_cannot_take_is_counted() -> None:
