@@ -18,7 +18,8 @@ caller's, does the rest.  The rules:
   one stream a second goes a step down :data:`STEPS_DOWN`: first fewer windows, then fewer
   pictures.  Below the last step its queue drops the oldest pictures.  When nobody has been behind
   for :data:`CALM_S` and time is left, one stream goes a step up.  Every step is reported, every
-  window and picture left out is counted.  Files never shed: they take longer.
+  window and picture left out is counted.  Files, and recordings over HTTP, never shed: they take
+  longer.
 * **Ends.** A stream that ends or fails is finished, reported and forgotten; the others go on.
 """
 
@@ -398,7 +399,7 @@ class _Scheduler:
             if lane.level > 0:
                 lane.run.summary.shed_s += passed_s
         self._busy += USAGE_RATE * (spent_s / passed_s - self._busy)
-        live = [lane for lane in self._active if lane.live]
+        live = [lane for lane in self._active if lane.live and not lane.feed.lossless]
         behind_s = max((lane.lag_s(now_s) for lane in live), default=0.0)
         if behind_s > CALM_LAG_S:
             self._calm_since_s = now_s

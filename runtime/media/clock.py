@@ -138,11 +138,12 @@ class Pace:
         self._first_s, self._last_s = min(self._first_s, t_s), max(self._last_s, t_s)
         passed_s = now_s - self._began_s
         self._fetched |= self._media_s - passed_s > MAX_AHEAD_S
-        shown = passed_s >= PACE_S and self._media_s <= PACED * passed_s
+        waited_s = passed_s - self._aside_s  # a recording waits for whoever is busy
+        shown = waited_s >= PACE_S and self._media_s <= PACED * waited_s
         self.paced = not self._fetched and (self.paced or shown)
 
     def set_aside(self, seconds: float) -> None:
-        """So long nobody read: whoever takes the chunks was busy."""
+        """So long nobody read: whoever takes or decodes what comes was busy."""
         self._aside_s += seconds
 
     def recorded(self, now_s: float) -> bool:

@@ -152,8 +152,9 @@ class Feed(Closing):
         self._thread.join(JOIN_S if self.live or interrupt.requested() else None)
 
     @property
-    def _lossless(self) -> bool:
-        """Asked anew each time: whether a stream over HTTP is paced shows while it is read."""
+    def lossless(self) -> bool:
+        """Does the source wait for whoever reads?  Asked anew each time: whether a stream over HTTP
+        is paced shows while it is read."""
         return not self.live or (isinstance(self._source, LiveSource) and not self._source.paced)
 
     def _read(self) -> None:
@@ -175,7 +176,7 @@ class Feed(Closing):
 
     def _put(self, chunk: Chunk) -> bool:
         """False: somebody closed the feed."""
-        if self._lossless:
+        if self.lossless:
             self._changed.wait_for(lambda: self._closing or not self._full())
         if self._closing:
             return False
@@ -185,9 +186,9 @@ class Feed(Closing):
         self._first = min(self._first, arrived, key=lambda first: first[1])
         if chunk.captured_s is not None:
             self._epoch_s = chunk.captured_s - chunk.t_s
-        while self._pictures > self._max_pictures and not self._lossless:
+        while self._pictures > self._max_pictures and not self.lossless:
             self._drop_oldest(VideoChunk, "queue_full")
-        while self._samples > self._max_samples and not self._lossless:
+        while self._samples > self._max_samples and not self.lossless:
             self._drop_oldest(AudioChunk, "sound_queue_full")
         self._changed.notify_all()
         return True

@@ -173,6 +173,8 @@ class NetworkSource(Reconnecting[Any]):
         self._aspect: PixelAspect | None = None
         self._times: PictureTimes | None = None
         self._picture_s = 0.0  # stream time of the last one
+        self._untimed = 0  # pictures of this connection that state no time
+        self._begun_s = 0.0  # when the first of them came
         self._pace, self._damage = Pace(0.0), Damage()  # of this connection
         self._camera = False  # an earlier connection has shown that it is one
         self._taken_for_whole = False
@@ -199,6 +201,7 @@ class NetworkSource(Reconnecting[Any]):
 
     def _connect(self) -> Any:
         self._pace, self._damage = Pace(time.monotonic()), Damage()
+        self._untimed = 0
         try:
             container = self._av.open(
                 self._url, options=dict(self._options), timeout=self._timeouts,
@@ -210,6 +213,7 @@ class NetworkSource(Reconnecting[Any]):
             # FFmpeg's words alone: the whole message repeats the address with its password
             raise MediaError(f"{self.name}: cannot be opened ({reason_of(err)})") from None
         self._clock.connect()
+        self._opened_s = time.monotonic()
         return container
 
     def _release(self, handle: Any) -> None:
@@ -246,6 +250,7 @@ class NetworkSource(Reconnecting[Any]):
         )
 
     def _chunks(self, handle: Any) -> Iterator[Chunk]:
+        self._pace.set_aside(time.monotonic() - self._opened_s)  # until somebody reads
         for chunk in self._read(handle):
             given_s = time.monotonic()
             yield chunk
@@ -337,6 +342,7 @@ class NetworkSource(Reconnecting[Any]):
             yield packet
 
     def _decode(self, packet: Any) -> list[Any]:
+        begun_s = time.monotonic()
         try:
             return list(packet.stream.codec_context.decode(packet))
         except self._av.error.EOFError:
@@ -346,6 +352,8 @@ class NetworkSource(Reconnecting[Any]):
             if packet.stream.type == "video":
                 self._damage.occurred(packet.pts, time.monotonic())
             return []
+        finally:
+            self._pace.set_aside(time.monotonic() - begun_s)
 
     def _picture(self, frame: Any, stream: Any, now: float) -> Iterator[VideoChunk]:
         check_size(self.name, frame.width, frame.height)
@@ -356,9 +364,14 @@ class NetworkSource(Reconnecting[Any]):
         damaged = self._damage.shows(frame, now)
         time_base = frame.time_base or stream.time_base
         pts_s = _seconds(self._times.shown(frame, time_base), time_base)
+        step_s, pace_s = 1 / (self.info.fps or 25.0), None
         if pts_s is None and self._times.unstated:
-            pts_s = now
-        t_s = self._place("video", pts_s, 1 / (self.info.fps or 25.0), now)
+            self._begun_s = now if not self._untimed else self._begun_s
+            pace_s = self._untimed * step_s
+            self._untimed += 1
+            # A camera's happen when they come; of a recording they are told by their number.
+            pts_s = now if self.paced else max(now, self._begun_s + pace_s)
+        t_s = self._place("video", pts_s, step_s, now, pace_s)
         if t_s is not None:
             self._picture_s = t_s
         if damaged:
@@ -386,11 +399,15 @@ class NetworkSource(Reconnecting[Any]):
             self.clock = self._sound_clock.report
             yield AudioChunk(t_s, samples, self._clock.captured_s(t_s))
 
-    def _place(self, kind: str, pts_s: float | None, step_s: float, now: float) -> float | None:
+    def _place(
+        self, kind: str, pts_s: float | None, step_s: float, now: float,
+        pace_s: float | None = None,
+    ) -> float | None:  # fmt: skip
+        """Stream seconds; ``pace_s``: how much media came, where its times cannot tell."""
         t_s = self._clock.place(kind, pts_s, step_s, now)
         if t_s is not None:
             self._reached_s = max(self._reached_s, t_s + step_s)
-            self._pace.came(t_s, now)
+            self._pace.came(t_s if pace_s is None else pace_s, now)
             if self._may_be_recorded:
                 self.paced = self._camera or self._pace.paced
         self.drops["timestamp"] = self._clock.jumps + self._clock.unusable

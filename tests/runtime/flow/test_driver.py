@@ -102,6 +102,8 @@ class TimedFeed:
     def take_reading_s(self) -> float:
         return 0.0
 
+    lossless = False
+
     @property
     def ready(self) -> bool:
         self._arrive()

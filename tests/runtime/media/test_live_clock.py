@@ -250,6 +250,15 @@ def test_a_busy_judge_makes_no_camera_of_a_recording() -> None:
     assert pace.recorded(155.0)
 
 
+def test_a_recording_that_waits_for_a_busy_judge_is_not_paced() -> None:
+    pace = Pace(100.0)
+    pace.set_aside(3.0)  # the model loads
+    for i in range(100):
+        pace.set_aside(0.08)  # twice what there is
+        pace.came(i / 25, 103.0 + 0.08 * i)
+        assert not pace.paced
+
+
 def test_what_is_far_ahead_is_no_camera_whatever_it_seemed() -> None:
     pace = brought(10, 10)
     for i in range(1500):

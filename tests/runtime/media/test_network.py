@@ -310,6 +310,34 @@ def test_a_recording_without_a_duration_is_read_once_and_whole(
     assert len(source.warnings) == len(said)
 
 
+def bare(folder: Path) -> bytes:
+    """Pictures without any time."""
+    path = folder / "clip.h264"
+    return write_clip(path, codec="libx264", seconds=2.0, size=(64, 48), sound=None).read_bytes()
+
+
+@pytest.mark.parametrize("make", [ts, webm, bare])
+def test_a_recording_waits_for_a_judge_that_begins_late_and_is_slower_than_the_world(
+    make: Any, tmp_path: Path
+) -> None:
+    """While a model loads, and on a device that cannot keep up."""
+    with http_server([Response(make(tmp_path))] * 3) as url, NetworkSource(url) as source:
+        pause(1.2)
+        with Feed(source, max_pictures=3) as feed:
+            found = []
+            while not feed.ended:
+                chunk = feed.get(0.05)
+                assert feed.lossless
+                if isinstance(chunk, VideoChunk):
+                    found.append(chunk)
+                    pause(0.045)
+    seen = times(list(found), VideoChunk)
+    assert len(seen) == 50
+    assert seen[-1] - seen[0] == pytest.approx(49 / 25, abs=0.3)
+    assert not any(feed.drops.values())
+    assert source.outages == 0
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("framing", [{}, {"chunked": True, "cut": True}], ids=["closed", "chunked"])
 def test_a_camera_that_broke_off_is_connected_to_again(
