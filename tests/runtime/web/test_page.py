@@ -165,7 +165,7 @@ def test_the_timeline_is_read_with_the_keyboard(chromium: Chromium) -> None:
             arg=lanes.element_handle(),
         )
         article.get_by_text("Last verdicts as a table").click()
-        assert "abstain: face_too_small" in article.get_by_role("table").inner_text()
+        article.get_by_role("table").get_by_text("abstain: face_too_small").first.wait_for()
         page.close()
 
 
